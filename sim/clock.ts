@@ -1,0 +1,235 @@
+/**
+ * Simulated time: integer nanoseconds, a heap of events ordered by (time, sequence) so that events of one instant
+ * run first-in first-out. One event runs to completion before the next.
+ */
+import { assert } from './assert.js';
+
+export interface Alarm {
+  readonly pending: boolean;
+  /** True when the alarm was pending and now never rings. */
+  cancel(): boolean;
+}
+
+export interface Clock {
+  /** Nanoseconds since the start. */
+  readonly now: number;
+  at(timeNs: number, run: () => void): Alarm;
+  after(delayNs: number, run: () => void): Alarm;
+  /** Like `after`, without the alarm: the cheap way to schedule what is never cancelled. */
+  post(delayNs: number, run: () => void): void;
+}
+
+export type StopReason = 'idle' | 'until' | 'time-limit' | 'event-limit' | 'stopped';
+
+export interface RunOptions {
+  /** Run events up to and including this instant, then set `now` to it. */
+  untilNs?: number;
+  /** Asked after every event; true stops the run. */
+  stop?: () => boolean;
+}
+
+const NOOP = (): void => {};
+
+export class VirtualClock implements Clock {
+  now = 0;
+  /** Events run so far. */
+  events = 0;
+  private readonly eventLimit: number;
+  private readonly timeLimitNs: number;
+  private times = new Float64Array(1024);
+  private sequences = new Float64Array(1024);
+  private slots = new Int32Array(1024);
+  private size = 0;
+  private nextSequence = 0;
+  private readonly callbacks: (() => void)[] = [];
+  private readonly serials: number[] = [];
+  private readonly freeSlots: number[] = [];
+  private failure: { error: unknown } | undefined;
+  private running = false;
+
+  constructor(options: { eventLimit?: number; timeLimitNs?: number } = {}) {
+    this.eventLimit = options.eventLimit ?? Infinity;
+    this.timeLimitNs = options.timeLimitNs ?? Infinity;
+  }
+
+  get pending(): number {
+    return this.size;
+  }
+
+  at(timeNs: number, run: () => void): Alarm {
+    const slot = this.push(timeNs, run);
+    return new HeapAlarm(this, slot, this.serials[slot]!);
+  }
+
+  after(delayNs: number, run: () => void): Alarm {
+    return this.at(this.now + delayNs, run);
+  }
+
+  post(delayNs: number, run: () => void): void {
+    this.push(this.now + delayNs, run);
+  }
+
+  /** Records an exception that a subscriber threw; the run rethrows it at the end of the current event. */
+  fail(error: unknown): void {
+    this.failure ??= { error };
+    if (!this.running) this.rethrow();
+  }
+
+  run(options: RunOptions = {}): StopReason {
+    assert(!this.running, 'clock.run called from inside an event');
+    const until = options.untilNs ?? Infinity;
+    const stop = options.stop;
+    this.running = true;
+    try {
+      while (this.size > 0) {
+        const time = this.times[0]!;
+        if (time > until) break;
+        if (time > this.timeLimitNs) return 'time-limit';
+        if (this.events >= this.eventLimit) return 'event-limit';
+        this.runFirst();
+        if (stop !== undefined && stop()) return 'stopped';
+      }
+    } finally {
+      this.running = false;
+    }
+    if (until !== Infinity && until > this.now) this.now = until;
+    return this.size > 0 ? 'until' : 'idle';
+  }
+
+  private runFirst(): void {
+    const slot = this.slots[0]!;
+    this.now = this.times[0]!;
+    this.removeFirst();
+    const callback = this.callbacks[slot]!;
+    this.callbacks[slot] = NOOP;
+    this.serials[slot]!++;
+    this.freeSlots.push(slot);
+    this.events++;
+    callback();
+    if (this.failure !== undefined) this.rethrow();
+  }
+
+  private rethrow(): void {
+    const { error } = this.failure!;
+    this.failure = undefined;
+    throw error;
+  }
+
+  private push(timeNs: number, run: () => void): number {
+    assert(timeNs >= this.now, `event scheduled in the past: ${timeNs} ns, now ${this.now} ns`);
+    assert(Number.isInteger(timeNs), `event time ${timeNs} is not a whole number of nanoseconds`);
+    let slot = this.freeSlots.pop();
+    if (slot === undefined) {
+      slot = this.callbacks.length;
+      this.callbacks.push(run);
+      this.serials.push(0);
+    } else {
+      this.callbacks[slot] = run;
+    }
+    if (this.size === this.times.length) this.grow();
+    const times = this.times, sequences = this.sequences, slots = this.slots;
+    let i = this.size++;
+    const sequence = this.nextSequence++;
+    // sift up; a new event has the highest sequence, so only a later time moves down
+    while (i > 0) {
+      const parent = (i - 1) >> 1;
+      if (times[parent]! <= timeNs) break;
+      times[i] = times[parent]!;
+      sequences[i] = sequences[parent]!;
+      slots[i] = slots[parent]!;
+      i = parent;
+    }
+    times[i] = timeNs;
+    sequences[i] = sequence;
+    slots[i] = slot;
+    return slot;
+  }
+
+  private removeFirst(): void {
+    const times = this.times, sequences = this.sequences, slots = this.slots;
+    const last = --this.size;
+    if (last === 0) return;
+    const time = times[last]!, sequence = sequences[last]!, slot = slots[last]!;
+    let i = 0;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= last) break;
+      const right = child + 1;
+      if (right < last && before(times[right]!, sequences[right]!, times[child]!, sequences[child]!)) child = right;
+      if (!before(times[child]!, sequences[child]!, time, sequence)) break;
+      times[i] = times[child]!;
+      sequences[i] = sequences[child]!;
+      slots[i] = slots[child]!;
+      i = child;
+    }
+    times[i] = time;
+    sequences[i] = sequence;
+    slots[i] = slot;
+  }
+
+  private grow(): void {
+    const length = this.times.length * 2;
+    const times = new Float64Array(length), sequences = new Float64Array(length), slots = new Int32Array(length);
+    times.set(this.times);
+    sequences.set(this.sequences);
+    slots.set(this.slots);
+    this.times = times;
+    this.sequences = sequences;
+    this.slots = slots;
+  }
+
+  /** @internal used by the alarms this clock hands out */
+  alarmPending(slot: number, serial: number): boolean {
+    return this.serials[slot] === serial;
+  }
+
+  /** @internal removes the event of `slot` from the heap, so that a cancelled alarm does not keep a run alive */
+  cancelAlarm(slot: number, serial: number): boolean {
+    if (this.serials[slot] !== serial) return false;
+    this.serials[slot]!++;
+    this.callbacks[slot] = NOOP;
+    let i = 0;
+    while (this.slots[i] !== slot) i++;
+    this.removeAt(i);
+    this.freeSlots.push(slot);
+    return true;
+  }
+
+  private removeAt(index: number): void {
+    const times = this.times, sequences = this.sequences, slots = this.slots;
+    // lift the victim to the root, then remove the root
+    let i = index;
+    while (i > 0) {
+      const parent = (i - 1) >> 1;
+      times[i] = times[parent]!;
+      sequences[i] = sequences[parent]!;
+      slots[i] = slots[parent]!;
+      i = parent;
+    }
+    this.removeFirst();
+  }
+}
+
+function before(timeA: number, sequenceA: number, timeB: number, sequenceB: number): boolean {
+  return timeA < timeB || (timeA === timeB && sequenceA < sequenceB);
+}
+
+class HeapAlarm implements Alarm {
+  private readonly clock: VirtualClock;
+  private readonly slot: number;
+  private readonly serial: number;
+
+  constructor(clock: VirtualClock, slot: number, serial: number) {
+    this.clock = clock;
+    this.slot = slot;
+    this.serial = serial;
+  }
+
+  get pending(): boolean {
+    return this.clock.alarmPending(this.slot, this.serial);
+  }
+
+  cancel(): boolean {
+    return this.clock.cancelAlarm(this.slot, this.serial);
+  }
+}
