@@ -170,7 +170,10 @@ export class Ram implements PhysicalMemory {
     while (length > 0) {
       const offset = address & ARENA_MASK;
       const count = Math.min(length, ARENA_SIZE - offset);
-      this.arena(address).bytes.fill(value, offset, offset + count);
+      // an arena that does not exist yet is zero already: clearing huge untouched memory costs nothing
+      if (value !== 0 || this.arenas[Math.floor(address / ARENA_SIZE)] !== undefined) {
+        this.arena(address).bytes.fill(value, offset, offset + count);
+      }
       address += count;
       length -= count;
     }

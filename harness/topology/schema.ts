@@ -1,0 +1,284 @@
+/**
+ * The topology language, version 1: one zod schema that checks files, types the loader's result and generates the
+ * JSON Schema for editors. Spelling follows Linux, QEMU and mdevctl.
+ */
+import { z } from 'zod';
+import { DEFAULT_TIMING } from '../../host/timing.js';
+import { parseAddress, parseBdf, parseSize, parseTime } from './units.js';
+
+const scalar = z.union([z.string(), z.number(), z.bigint()]);
+
+const size = scalar
+  .transform((value, context) => parseSize(value) ?? refuse(context, value, 'a size such as 4096, "64KiB" or "4GiB"'))
+  .meta({ id: 'size', description: 'Bytes: 4096, 64KiB, 2MiB, 4GiB' });
+const time = scalar
+  .transform((value, context) => parseTime(value) ?? refuse(context, value, 'a time with its unit, such as 500us, 10ms or 1s'))
+  .meta({ id: 'time', description: 'Time with unit: 250ns, 500us, 10ms, 1s' });
+const address = scalar
+  .transform((value, context) => parseAddress(value) ?? refuse(context, value, 'an address such as 0x7f0000001000'))
+  .meta({ id: 'address', description: '64-bit address or value, 0x… or decimal' });
+const bdf = z
+  .string()
+  .transform((value, context) => parseBdf(value) ?? refuse(context, value, 'a quoted PCI address such as "0000:6a:01.0"'))
+  .meta({ id: 'bdf', description: 'PCI address "segment:bus:device.function"' });
+const name = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'a name starts with a letter or digit and has at most 64 letters, digits, ".", "_" or "-"')
+  .meta({ id: 'name' });
+
+function refuse(context: z.RefinementCtx, value: unknown, allowed: string): never {
+  const shown = typeof value === 'string' ? `"${value.slice(0, 40)}"` : String(value);
+  const negative = typeof value !== 'string' && Number(value) < 0 ? ' (negative)' : '';
+  context.addIssue({ code: 'custom', message: `${shown}${negative} is not ${allowed}` });
+  return z.NEVER;
+}
+
+const powerOfTwo = (first: number, last: number, what: string) =>
+  z.int().refine((value) => value >= first && value <= last && Number.isInteger(Math.log2(value)), `${what} must be a power of two from ${first} to ${last}`);
+
+/** Options of the VT-d model: what its capability registers advertise. */
+const intelVtd = z.strictObject({
+  model: z.literal('intel-vtd'),
+  'address-width': z.union([z.literal(39), z.literal(48), z.literal(57)]).default(48).describe('Widest second-level tables (SAGAW, MGAW)'),
+  'host-address-width': z.int().min(32).max(52).default(46).describe('Physical address bits (HAW)'),
+  scalable: z.boolean().default(true).describe('Scalable mode (ECAP.SMTS)'),
+  'first-level': z.boolean().default(true).describe('First-level translation (ECAP.FLTS)'),
+  'second-level': z.boolean().default(true).describe('Second-level translation in scalable mode (ECAP.SLTS)'),
+  nested: z.boolean().default(true).describe('Nested translation (ECAP.NEST)'),
+  'pass-through': z.boolean().default(true).describe('Pass-through entries (ECAP.PT)'),
+  'five-level': z.boolean().default(true).describe('5-level first-level tables (CAP.FL5LP)'),
+  'gigantic-pages': z.boolean().default(true).describe('1 GiB first-level leaves (CAP.FL1GP)'),
+  'pasid-bits': z.int().min(0).max(20).default(20).describe('PASID width (ECAP.PSS + 1); 0: no PASID'),
+  'page-requests': z.boolean().default(true).describe('Page request support (ECAP.PRS)'),
+  'page-request-queue': powerOfTwo(128, 16_384, 'page-request-queue').default(2048).describe('Entries the kernel gives to the page request queue'),
+  'device-tlb': z.boolean().default(true).describe('Device TLB support (ECAP.DT)'),
+  'accessed-dirty': z.boolean().default(true).describe('Second-level accessed and dirty bits (ECAP.SLADS)'),
+  'snoop-control': z.boolean().default(true).describe('Snoop control (ECAP.SC)'),
+  'caching-mode': z.boolean().default(false).describe('Caching mode (CAP.CM)'),
+  'domain-id-bits': z.union([z.literal(4), z.literal(6), z.literal(8), z.literal(10), z.literal(12), z.literal(14), z.literal(16)]).default(16).describe('Domain ids (CAP.ND)'),
+  'fault-records': z.int().min(1).max(256).default(8).describe('Fault recording registers (CAP.NFR + 1)'),
+  'iotlb-entries': z.int().min(0).max(65_536).default(512).describe('Size of the IOTLB; 0 switches every translation cache off'),
+});
+
+const iommu = z.discriminatedUnion('model', [intelVtd]).meta({ id: 'iommu' });
+
+const kernelOptions = z.strictObject({
+  'iommu-mode': z.enum(['strict', 'lazy', 'passthrough']).default('lazy').describe('intel_iommu=strict, the default flush queue, or iommu=pt'),
+  'scalable-mode': z.boolean().default(true).describe('intel_iommu=sm_on'),
+  'pasid-policy': z.enum(['lowest', 'cyclic', 'random']).default('lowest').describe('Which free PASID is handed out next'),
+  'prq-timeout': z.int().min(0).max(100).default(10).describe('iommu.prq_timeout: seconds until an unanswered page request is complained about; 0: never'),
+  'iopf-workers': z.int().min(1).max(64).default(4).describe('Page-fault groups handled at the same time'),
+  'memlock-limit': size.optional().describe('RLIMIT_MEMLOCK of processes'),
+});
+
+const pri = z.union([
+  z.boolean(),
+  z.strictObject({
+    'max-requests': z.int().min(1).max(65_536).default(512).describe('Outstanding Page Request Capacity'),
+    'pasid-required': z.boolean().default(true).describe('PRG Response PASID Required'),
+  }),
+]);
+
+const functionCommon = {
+  name: name.describe('How processes and reports call the device'),
+  bdf,
+  port: name.optional().describe('Switch (of `ports`) behind which the function sits; default: its own root port'),
+};
+
+const workQueue = z.strictObject({
+  name: name.optional().describe('Default: wq0.0, wq0.1, …'),
+  mode: z.enum(['dedicated', 'shared']).default('dedicated'),
+  type: z.enum(['user', 'kernel']).default('user'),
+  size: z.int().min(1).max(1024).default(32).describe('Entries'),
+  threshold: z.int().min(1).max(1024).optional().describe('Occupancy up to which a limited portal of a shared queue accepts'),
+  priority: z.int().min(1).max(15).default(10),
+  'block-on-fault': z.boolean().default(true),
+  group: z.int().min(0).max(15).default(0),
+});
+
+const dsa = z.strictObject({
+  model: z.literal('dsa'),
+  ...functionCommon,
+  ats: z.boolean().default(true),
+  pri: pri.default(true),
+  'pasid-bits': z.int().min(0).max(20).default(20),
+  siov: z.boolean().default(true).describe('DVSEC that announces scalable I/O virtualization'),
+  engines: z.int().min(1).max(16).default(4),
+  groups: z.int().min(1).max(16).default(1),
+  'engine-slots': z.int().min(1).max(256).default(16).describe('Descriptors one engine works on at a time'),
+  'work-queues': z.array(workQueue).min(1).max(32).default([]).describe('Default: one dedicated user queue'),
+  'mm-exit': z.boolean().default(false).describe('The driver gives mm_exit at bind and stops the queue in it'),
+  'prefetch-pages': z.int().min(1).max(512).default(1).describe('Pages asked for in one page request group'),
+});
+
+const edu = z.strictObject({
+  model: z.literal('edu'),
+  ...functionCommon,
+  'dma-mask-bits': z.int().min(28).max(64).default(28),
+});
+
+const device = z.discriminatedUnion('model', [dsa, edu]).meta({ id: 'device' });
+
+const port = z.strictObject({
+  name,
+  acs: z.boolean().default(true).describe('Downstream ports isolate (SV, RR, CR, UF)'),
+  'translation-blocking': z.boolean().default(false).describe('ACS TB: translated requests are refused, ATS does not work behind it'),
+  'tlp-prefix': z.boolean().default(true).describe('End-to-end TLP prefixes pass (PASID needs them)'),
+});
+
+const host = z.strictObject({
+  memory: size.default(4 * 2 ** 30),
+  iommu: iommu.optional().describe('Without it DMA is untranslated'),
+  kernel: kernelOptions.prefault({}),
+  ports: z.array(port).max(64).default([]).describe('Switches'),
+  devices: z.array(device).max(256).default([]),
+});
+
+const prot = z.enum(['none', 'r', 'rw', 'rx', 'rwx']);
+const buffer = z.strictObject({ buffer: name, offset: size.default(0), size: size.optional() });
+const bufferRef = z.union([name, buffer]).meta({ id: 'bufferRef', description: 'A buffer by name, or a part of it' });
+
+const submit = z.strictObject({
+  to: name.optional().describe('Handle to submit to; default: the only open one'),
+  copy: z.strictObject({ from: bufferRef, to: bufferRef }).optional(),
+  fill: z.strictObject({ buffer: bufferRef, pattern: address.default(0n) }).optional(),
+  compare: z.strictObject({ a: bufferRef, b: bufferRef }).optional(),
+  crc: z.strictObject({ from: bufferRef }).optional(),
+  noop: z.strictObject({}).optional(),
+  chunk: size.optional().describe('Split into descriptors of this size'),
+  times: z.int().min(1).max(1_000_000).default(1),
+  batch: z.boolean().default(false).describe('Submit the descriptors as one batch descriptor'),
+  'block-on-fault': z.boolean().optional().describe('Default: what the queue allows'),
+  'no-wait': z.boolean().default(false).describe('A full queue is an error instead of a retry'),
+});
+
+const errorName = z.string().regex(/^(E[A-Z0-9]+|SIGSEGV)$/, 'expects an errno name such as EBUSY, or SIGSEGV');
+const completionStatus = z.enum(['success', 'page-fault', 'error', 'mismatch', 'aborted', 'any']);
+
+interface StepShape {
+  fork?: { name: string; steps: StepInput[] } | undefined;
+  repeat?: { times: number; steps: StepInput[] } | undefined;
+}
+type StepInput = z.input<typeof stepBase> & StepShape;
+export type Step = Omit<z.output<typeof stepBase>, 'fork' | 'repeat'> & {
+  fork?: { name: string; steps: Step[] } | undefined;
+  repeat?: { times: number; steps: Step[] } | undefined;
+};
+
+const stepBase = z.strictObject({
+  open: z.strictObject({ device: name, queue: name.optional(), as: name.optional().describe('Name of the handle; default: the device'), 'mm-exit': z.boolean().optional() }).optional(),
+  close: z.strictObject({ handle: name.optional() }).optional(),
+  bind: z.strictObject({ device: name, 'mm-exit': z.boolean().default(false) }).optional().describe('iommu_sva_bind beside what open does'),
+  unbind: z.strictObject({ device: name }).optional(),
+  malloc: z.strictObject({ name, size }).optional(),
+  mmap: z.strictObject({
+    name, size: size.optional(), file: z.string().optional().describe('Content, relative to the topology'), prot: prot.default('rw'), shared: z.boolean().default(false),
+    'page-size': z.enum(['4KiB', '2MiB', '1GiB']).default('4KiB'),
+  }).optional(),
+  munmap: bufferRef.optional(),
+  mremap: z.strictObject({ buffer: name, size }).optional(),
+  mprotect: z.strictObject({ buffer: name, offset: size.default(0), size: size.optional(), prot }).optional(),
+  touch: z.strictObject({ buffer: bufferRef, write: z.boolean().default(false) }).optional(),
+  fill: z.strictObject({ buffer: bufferRef, value: z.int().min(0).max(255).optional(), random: z.int().optional().describe('Seed of random bytes') }).optional(),
+  submit: submit.optional(),
+  wait: z.strictObject({ for: name.optional(), status: completionStatus.default('success') }).optional(),
+  verify: z.strictObject({
+    buffer: bufferRef, equals: bufferRef.optional(), file: z.string().optional(), sha256: z.string().regex(/^[0-9a-f]{64}$/).optional(),
+    value: z.int().min(0).max(255).optional(), differs: z.boolean().default(false).describe('Turns the check around'),
+  }).optional(),
+  fork: z.strictObject({ name, get steps() { return z.array(step).max(10_000); } }).optional(),
+  join: z.strictObject({ process: name }).optional().describe('Waits for the end of another process'),
+  sleep: time.optional(),
+  repeat: z.strictObject({ times: z.int().min(1).max(1_000_000), get steps() { return z.array(step).max(10_000); } }).optional(),
+  kill: z.strictObject({ process: name }).optional(),
+  exit: z.strictObject({}).optional(),
+  expect: errorName.optional().describe('The step must be refused with this error'),
+});
+
+/** The verbs of a step, one per step. */
+export const STEP_VERBS = Object.keys(stepBase.shape).filter((key) => key !== 'expect');
+
+const step: z.ZodType<Step, StepInput> = stepBase.check((context) => {
+  const verbs = STEP_VERBS.filter((verb) => (context.value as Record<string, unknown>)[verb] !== undefined);
+  if (verbs.length !== 1) {
+    const said = verbs.length === 0 ? 'none' : verbs.join(' and ');
+    context.issues.push({ code: 'custom', input: context.value, message: `a step has exactly one action, this one has ${said}; allowed: ${STEP_VERBS.join(', ')}` });
+  }
+}).meta({ id: 'step' }) as unknown as z.ZodType<Step, StepInput>;
+
+const processSchema = z.strictObject({
+  name,
+  count: z.int().min(1).max(100_000).default(1).describe('That many processes, named name-0, name-1, …'),
+  start: time.default(0),
+  steps: z.array(step).max(10_000),
+});
+
+const inject = z.strictObject({
+  at: time.optional().describe('Simulated time'),
+  when: z.strictObject({ event: z.string(), count: z.int().min(1).default(1) }).optional().describe('After the Nth record of a trace kind, e.g. pci:page_request'),
+  kill: name.optional().describe('Process to kill'),
+  unplug: name.optional().describe('Device that disappears at once'),
+  remove: name.optional().describe('Device that the kernel removes in order'),
+  reset: name.optional().describe('Function-level reset'),
+}).check((context) => {
+  const { at, when, ...rest } = context.value;
+  if ((at === undefined) === (when === undefined)) context.issues.push({ code: 'custom', input: context.value, message: 'needs exactly one of at, when' });
+  if (Object.values(rest).filter((value) => value !== undefined).length !== 1) {
+    context.issues.push({ code: 'custom', input: context.value, message: 'needs exactly one of kill, unplug, remove, reset' });
+  }
+});
+
+const bound = z.union([
+  z.int(), z.strictObject({ min: z.int().optional(), max: z.int().optional() }),
+]).meta({ id: 'bound', description: 'A number, or a range {min, max}' });
+
+const expectation = z.strictObject({
+  flows: z.record(z.string(), z.strictObject({
+    status: z.enum(['ok', 'failed']).optional(), bytes: bound.optional(), pageRequests: bound.optional(), success: bound.optional(), invalid: bound.optional(), failure: bound.optional(),
+    unrecoverable: bound.optional(),
+  })).optional(),
+  counters: z.record(z.string(), bound).optional().describe('Counts of trace kinds, e.g. vtd:prq_overflow: {min: 1}'),
+  log: z.array(z.string()).optional().describe('Texts that the kernel log must contain'),
+  'no-log': z.array(z.string()).optional().describe('Texts that the kernel log must not contain'),
+});
+
+const timingShape = {
+  'tlp': time, 'memory-access': time, 'interrupt': time, 'thread-wake': time, 'fault-service': time, 'mmio': time, 'device-tlb-invalidation': time,
+  'poll': time, 'invalidation-timeout': time,
+};
+const timing = z.strictObject({
+  ...Object.fromEntries(Object.entries(timingShape).map(([key, schema]) => [key, schema.optional()])) as { [K in keyof typeof timingShape]: z.ZodOptional<typeof time> },
+  'copy-bytes-per-ns': z.number().positive().optional(),
+  jitter: z.number().min(0).max(1).optional().describe(`Random share added to delays; default ${DEFAULT_TIMING.jitter}`),
+});
+
+export const topologySchema = z.strictObject({
+  version: z.literal(1),
+  name: name.optional(),
+  description: z.string().optional(),
+  seed: z.int().min(0).max(0xffff_ffff).default(1),
+  host: host.prefault({}),
+  processes: z.array(processSchema).max(10_000).default([]),
+  inject: z.array(inject).max(10_000).default([]),
+  expect: expectation.prefault({}),
+  timing: timing.prefault({}),
+  limits: z.strictObject({
+    time: time.default(60_000_000_000).describe('Simulated time'),
+    events: z.int().min(1).default(50_000_000),
+  }).prefault({}),
+});
+
+/** A checked topology, defaults filled in. */
+export type Topology = z.output<typeof topologySchema>;
+/** What people write, for building topologies in code. */
+export type TopologyInput = z.input<typeof topologySchema>;
+export type DeviceTopology = Topology['host']['devices'][number];
+export type ProcessTopology = Topology['processes'][number];
+export type IommuTopology = NonNullable<Topology['host']['iommu']>;
+export type Submit = NonNullable<Step['submit']>;
+export type BufferRef = z.output<typeof bufferRef>;
+
+/** JSON Schema of the topology language for editors. */
+export function topologyJsonSchema(): object {
+  return { title: 'vfiosim topology', ...z.toJSONSchema(topologySchema, { io: 'input', unrepresentable: 'any' }) };
+}
