@@ -24,7 +24,7 @@ export type TaskState = 'ready' | 'running' | 'blocked' | 'done' | 'failed' | 'k
 export class Task<T = void> {
   readonly name: string;
   /** A daemon may be blocked when the machine is idle (a kernel thread that waits for work). */
-  readonly daemon: boolean;
+  daemon: boolean;
   state: TaskState = 'ready';
   result: T | undefined;
   error: unknown;

@@ -46,6 +46,7 @@ export class Trace {
   private hashA = 0x811c9dc5 | 0;
   private hashB = 0x9747b28c | 0;
   private correlations = 0;
+  private readonly tags = new Map<number, number>();
   private readonly listeners: ((record: TraceRecord) => void)[] = [];
   private readonly word = new Float64Array(1);
   private readonly halves = new Int32Array(this.word.buffer);
@@ -89,6 +90,19 @@ export class Trace {
 
   nextCorrelation(): number {
     return ++this.correlations;
+  }
+
+  /**
+   * Remembers a correlation id under a key that both ends of a byte format know (a requester id and a group index),
+   * so that records on either side of registers and memory tell one story. Nothing but the trace may use it.
+   */
+  tag(key: number, correlation: number): void {
+    this.tags.set(key, correlation);
+  }
+
+  /** The id remembered under `key`, 0 when there is none. */
+  tagged(key: number): number {
+    return this.tags.get(key) ?? 0;
   }
 
   /** Called synchronously for every record; checkers live here. */

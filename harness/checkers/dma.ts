@@ -1,0 +1,158 @@
+/**
+ * Where device accesses land, judged by what software decided and not by what the IOMMU's model thinks: a shadow of
+ * every address space and kernel domain is kept from the records of their changes. An old entry stays allowed until
+ * the invalidation that follows its removal has completed.
+ */
+import { hex, hexPage } from '../../sim/address.js';
+import { Checker } from './invariant.js';
+
+interface Entry {
+  readonly frame: number;
+  readonly pages: number;
+  writable: boolean;
+  /** Removed or restricted, but not yet invalidated: still allowed as it was. */
+  retiring: boolean;
+  lateWrite: boolean;
+}
+
+const LEAVES = [1, 512, 0x4_0000];
+
+/** Leaf entries of one page table by first page; old ones linger until invalidated. */
+class Shadow {
+  readonly live = new Map<number, Entry>();
+  private retired: { page: number; entry: Entry }[] = [];
+
+  set(page: number, frame: number, pages: number, writable: boolean): void {
+    const old = this.live.get(page);
+    if (old !== undefined && old.frame === frame && old.pages === pages) {
+      if (old.writable && !writable) old.lateWrite = true;
+      old.writable = writable;
+      return;
+    }
+    if (old !== undefined) this.clear(page, false);
+    this.live.set(page, { frame, pages, writable, retiring: false, lateWrite: false });
+  }
+
+  /** @param final nobody may use the entry from now on */
+  clear(page: number, final: boolean): void {
+    const entry = this.live.get(page);
+    if (entry === undefined) return;
+    this.live.delete(page);
+    if (!final) this.retired.push({ page, entry });
+  }
+
+  invalidated(start: number, end: number): void {
+    this.retired = this.retired.filter(({ page, entry }) => page + entry.pages <= start || page >= end);
+    for (const entry of this.lateWriters(start, end)) entry.lateWrite = false;
+  }
+
+  allows(page: number, frame: number, write: boolean): boolean {
+    for (const pages of LEAVES) {
+      const base = page - (page % pages);
+      const entry = this.live.get(base);
+      if (entry !== undefined && entry.pages === pages && entry.frame + (page - base) === frame && (!write || entry.writable || entry.lateWrite)) return true;
+    }
+    return this.retired.some(({ page: base, entry }) => page >= base && page < base + entry.pages && entry.frame + (page - base) === frame);
+  }
+
+  private *lateWriters(start: number, end: number): Generator<Entry> {
+    for (const [page, entry] of this.live) if (entry.lateWrite && page + entry.pages > start && page < end) yield entry;
+  }
+}
+
+/** No DMA lands outside a live mapping; after an invalidation completed nobody uses the old translation. */
+export class DmaInsideMappings extends Checker {
+  readonly name = 'no DMA lands outside a live mapping';
+  readonly kinds = [
+    'pci:dma', 'mm:set_pte', 'mm:clear_pte', 'mm:invalidated', 'mm:exit_mmap', 'mm:free', 'iommu:sva_bind',
+  ];
+  private readonly spaces = new Map<number, Shadow>();
+  private readonly exiting = new Set<number>();
+  private readonly owners = new Map<number, number>();
+
+  observe(kind: string, value: (argument: string) => number): void {
+    switch (kind) {
+      case 'pci:dma': return this.dma(value);
+      case 'iommu:sva_bind': return void this.owners.set(value('pasid'), value('mm'));
+      case 'mm:exit_mmap': return void this.exiting.add(value('mm'));
+      case 'mm:free': return void this.spaces.delete(value('mm'));
+      case 'mm:invalidated': return this.space(value('mm')).invalidated(value('start'), value('end'));
+      case 'mm:set_pte': return this.space(value('mm')).set(value('address'), value('frame'), value('pages'), value('writable') === 1);
+      case 'mm:clear_pte': return this.space(value('mm')).clear(value('address'), this.exiting.has(value('mm')));
+    }
+  }
+
+  private dma(value: (argument: string) => number): void {
+    const pasid = value('pasid');
+    const mm = this.owners.get(pasid);
+    if (mm === undefined) return;
+    this.checked++;
+    const write = value('write') === 1;
+    const page = value('iova'), frame = value('physical');
+    if (this.space(mm).allows(page, frame, write)) return;
+    this.violate(`device ${hex(value('source'))} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)} for address ${hexPage(page)} of PASID ${pasid} (mm ${mm}), which does not map it`);
+  }
+
+  private space(mm: number): Shadow {
+    let space = this.spaces.get(mm);
+    if (space === undefined) this.spaces.set(mm, (space = new Shadow()));
+    return space;
+  }
+}
+
+/** Requests without PASID land where the domain of their device maps them (kernel buffers through the DMA API). */
+export class KernelDmaInsideDomains extends Checker {
+  readonly name = 'no kernel DMA lands outside its domain';
+  readonly kinds = ['pci:dma', 'iommu:map', 'iommu:unmap', 'iommu:flush', 'iommu:attach_device_to_domain'];
+  private readonly domains = new Map<number, Shadow>();
+  /** source id and PASID → domain, undefined where requests pass untranslated */
+  private readonly attached = new Map<string, number | undefined>();
+  private readonly sourceOf: (deviceName: number) => number | undefined;
+  private readonly translates: (typeName: number) => boolean;
+
+  /**
+   * @param sourceOf source id of a device by the number of its name in the trace
+   * @param translates false for the names of domain types without tables (identity)
+   */
+  constructor(sourceOf: (deviceName: number) => number | undefined, translates: (typeName: number) => boolean) {
+    super();
+    this.sourceOf = sourceOf;
+    this.translates = translates;
+  }
+
+  observe(kind: string, value: (argument: string) => number): void {
+    switch (kind) {
+      case 'pci:dma': return this.dma(value);
+      case 'iommu:map': {
+        const pages = value('size') / 4096;
+        for (let i = 0; i < pages; i++) this.domain(value('domain')).set(value('iova') + i, value('paddr') / 4096 + i, 1, true);
+        return;
+      }
+      case 'iommu:unmap': {
+        for (let i = 0; i < value('size') / 4096; i++) this.domain(value('domain')).clear(value('iova') + i, false);
+        return;
+      }
+      case 'iommu:flush': return this.domain(value('domain')).invalidated(value('iova'), value('iova') + value('pages'));
+      case 'iommu:attach_device_to_domain': {
+        const source = this.sourceOf(value('device'));
+        if (source !== undefined) this.attached.set(`${source}/${value('pasid')}`, this.translates(value('type')) ? value('domain') : undefined);
+      }
+    }
+  }
+
+  private dma(value: (argument: string) => number): void {
+    const domain = this.attached.get(`${value('source')}/${value('pasid')}`);
+    if (domain === undefined) return;
+    this.checked++;
+    const page = value('iova'), frame = value('physical');
+    if (page >= 0xfee00 && page < 0xfef00 && page === frame) return;
+    if (this.domain(domain).allows(page, frame, value('write') === 1)) return;
+    this.violate(`device ${hex(value('source'))} reached frame ${hexPage(frame)} for address ${hexPage(page)}, which domain ${domain} does not map`);
+  }
+
+  private domain(id: number): Shadow {
+    let domain = this.domains.get(id);
+    if (domain === undefined) this.domains.set(id, (domain = new Shadow()));
+    return domain;
+  }
+}

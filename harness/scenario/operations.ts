@@ -1,0 +1,52 @@
+/** What a program asks of a device, whatever the device: the joint between steps and the devices' user libraries. */
+import type { Steps } from '../../sim/task.js';
+
+export type OperationKind = 'copy' | 'fill' | 'compare' | 'crc' | 'noop';
+
+/** Addresses are user virtual addresses of the process that submits. */
+export interface Operation {
+  readonly kind: OperationKind;
+  /** Source; the first buffer of a comparison. */
+  readonly from: number;
+  /** Destination; the second buffer of a comparison. */
+  readonly to: number;
+  readonly sizeBytes: number;
+  /** 8 bytes that a fill repeats. */
+  readonly pattern: bigint;
+  /** Undefined: what the queue allows. */
+  readonly blockOnFault: boolean | undefined;
+}
+
+export type OperationStatus = 'success' | 'page-fault' | 'error' | 'mismatch' | 'aborted';
+
+export interface OperationResult {
+  readonly status: OperationStatus;
+  /** The device's own code and words, for messages. */
+  readonly detail: string;
+  readonly bytes: number;
+  /** What the operation computed: a CRC, the offset of a difference. */
+  readonly value: number;
+}
+
+/** Operations under way. */
+export interface Submission {
+  readonly operations: number;
+  /** True when every operation has ended; looks at the completion records as the program would. */
+  poll(): Steps<boolean>;
+  /** Results in order; valid once `poll` answered true. */
+  results(): readonly OperationResult[];
+}
+
+/** One open file of a process on a device. */
+export interface UserHandle {
+  readonly device: string;
+  readonly pasid: number;
+  /** The device or its driver is gone; operations end as aborted. */
+  readonly gone: boolean;
+  /**
+   * Submits operations, waiting while the queue is full; `batch`: as one batch, `noWait`: a full queue is EAGAIN.
+   * ENODEV when the device is gone.
+   */
+  submit(operations: readonly Operation[], options: { batch: boolean; noWait: boolean }): Steps<Submission>;
+  close(): Steps;
+}

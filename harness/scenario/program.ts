@@ -1,0 +1,332 @@
+/**
+ * A process of a topology: its steps, run as a task. A step that is refused, or does not do what it says, is
+ * reported and ends the program; the process then exits, as a program that checks its errors would.
+ */
+import { createHash } from 'node:crypto';
+import type { Malloc } from '../../host/mm/malloc.js';
+import { SegmentationFault } from '../../host/mm/mm.js';
+import type { Process } from '../../host/process.js';
+import { hex } from '../../sim/address.js';
+import { Errno, isErrno } from '../../sim/errno.js';
+import { Random } from '../../sim/random.js';
+import { sleep, WaitQueue, type Steps, type Task } from '../../sim/task.js';
+import { STEP_VERBS, type BufferRef, type Step, type Submit } from '../topology/schema.js';
+import type { Flow } from './flows.js';
+import { CpuMemory } from './cpu-memory.js';
+import type { Operation, OperationResult, Submission, UserHandle } from './operations.js';
+import type { ScenarioWorld } from './world.js';
+
+const PROT = { none: 0, r: 1, rw: 3, rx: 5, rwx: 7 } as const;
+const PAGE_LEVEL = { '4KiB': undefined, '2MiB': 1, '1GiB': 2 } as const;
+
+interface NamedBuffer {
+  address: number;
+  sizeBytes: number;
+  /** Comes from malloc, not mmap. */
+  readonly block: boolean;
+}
+
+interface Handle {
+  readonly fd: number;
+  readonly user: UserHandle;
+  readonly flow: Flow;
+  readonly pending: Submission[];
+}
+
+/** Thrown at the next point where a signal is looked at. */
+class Killed extends Error {}
+
+/** A step did not do what the topology says; the innermost step reports it. */
+class StepFailure extends Error {
+  reported = false;
+}
+
+export class Program {
+  readonly name: string;
+  readonly process: Process;
+  task: Task | undefined;
+  private readonly world: ScenarioWorld;
+  private readonly malloc: Malloc;
+  private readonly buffers = new Map<string, NamedBuffer>();
+  private readonly handles = new Map<string, Handle>();
+  private readonly cpu: CpuMemory;
+  private readonly signals: WaitQueue;
+  private readonly ended: WaitQueue;
+  private killed = false;
+
+  constructor(world: ScenarioWorld, process: Process, malloc: Malloc) {
+    this.world = world;
+    this.name = process.name;
+    this.process = process;
+    this.malloc = malloc;
+    this.cpu = new CpuMemory(world.clock, world.timing, process.mm);
+    this.signals = new WaitQueue(world.scheduler, `a signal of ${process.name}`);
+    this.ended = new WaitQueue(world.scheduler, `end of ${process.name}`);
+  }
+
+  get exited(): boolean {
+    return this.process.state === 'exited';
+  }
+
+  /** Runs `steps`, then exits. Never throws what a step did wrong: that goes to the world's report. */
+  *run(steps: readonly Step[]): Steps {
+    try {
+      yield* this.steps(steps, '');
+    } catch (error) {
+      if (!(error instanceof Killed || error instanceof StepFailure)) throw error;
+      if (error instanceof Killed) for (const handle of this.handles.values()) if (handle.pending.length > 0) handle.flow.fail('process killed');
+    }
+    yield* this.world.beforeTeardown();
+    yield* this.process.exit();
+    this.ended.wakeAll();
+  }
+
+  /** SIGKILL: takes effect where the program sleeps in user space or between two steps. */
+  kill(): void {
+    this.killed = true;
+    this.signals.wakeAll();
+  }
+
+  *join(): Steps {
+    yield* this.ended.until(() => this.exited);
+  }
+
+  /** Buffers by name, for looking from outside. */
+  addressOf(buffer: string): number | undefined {
+    return this.buffers.get(buffer)?.address;
+  }
+
+  private *steps(steps: readonly Step[], path: string): Steps {
+    for (const [i, step] of steps.entries()) {
+      this.checkSignals();
+      yield* this.step(step, `${path}step ${i + 1} (${STEP_VERBS.find((verb) => (step as Record<string, unknown>)[verb] !== undefined)})`, path);
+      this.world.progress.stepsDone++;
+    }
+  }
+
+  private *step(step: Step, where: string, path: string): Steps {
+    try {
+      yield* this.perform(step, path);
+    } catch (error) {
+      const code = isErrno(error) ? error.code : error instanceof SegmentationFault ? 'SIGSEGV' : undefined;
+      if (code !== undefined && code === step.expect) return;
+      if (code !== undefined) throw this.report(where, `${step.expect === undefined ? '' : `expected ${step.expect}, got `}${(error as Error).message}`);
+      if (error instanceof StepFailure && !error.reported) throw this.report(where, error.message);
+      throw error;
+    }
+    if (step.expect !== undefined) throw this.report(where, `expected ${step.expect}, but it went well`);
+  }
+
+  private report(where: string, message: string): StepFailure {
+    this.world.failures.push(`${this.name}: ${where}: ${message}`);
+    for (const handle of this.handles.values()) handle.flow.fail(`${where}: ${message}`);
+    const failure = new StepFailure(message);
+    failure.reported = true;
+    return failure;
+  }
+
+  private checkSignals(): void {
+    if (this.killed) throw new Killed();
+  }
+
+  private *perform(step: Step, path: string): Steps {
+    if (step.open !== undefined) return yield* this.open(step.open);
+    if (step.close !== undefined) return yield* this.close(step.close.handle);
+    if (step.bind !== undefined) return yield* this.world.bind(this.process, step.bind.device, step.bind['mm-exit']);
+    if (step.unbind !== undefined) {
+      yield* this.world.beforeTeardown();
+      return yield* this.world.unbind(this.process, step.unbind.device);
+    }
+    if (step.malloc !== undefined) return yield* this.allocate(step.malloc.name, step.malloc.size);
+    if (step.mmap !== undefined) return yield* this.mmap(step.mmap);
+    if (step.munmap !== undefined) return yield* this.munmap(step.munmap);
+    if (step.mremap !== undefined) return yield* this.mremap(step.mremap.buffer, step.mremap.size);
+    if (step.mprotect !== undefined) {
+      const { address, sizeBytes } = this.resolve({ ...step.mprotect, size: step.mprotect.size });
+      return yield* this.process.mm.mprotect(address, sizeBytes, PROT[step.mprotect.prot]);
+    }
+    if (step.touch !== undefined) {
+      const { address, sizeBytes } = this.resolve(step.touch.buffer);
+      return yield* this.cpu.touch(address, sizeBytes, step.touch.write);
+    }
+    if (step.fill !== undefined) return yield* this.fill(step.fill);
+    if (step.submit !== undefined) return yield* this.submit(step.submit);
+    if (step.wait !== undefined) return yield* this.wait(step.wait.for, step.wait.status);
+    if (step.verify !== undefined) return yield* this.verify(step.verify);
+    if (step.fork !== undefined) return yield* this.fork(step.fork.name, step.fork.steps);
+    if (step.join !== undefined) return yield* this.world.join(step.join.process);
+    if (step.sleep !== undefined) return yield* this.sleep(step.sleep);
+    if (step.kill !== undefined) return this.world.kill(step.kill.process);
+    if (step.repeat !== undefined) {
+      for (let i = 0; i < step.repeat.times; i++) yield* this.steps(step.repeat.steps, `${path}repeat ${i + 1}, `);
+      return;
+    }
+    throw new Killed();
+  }
+
+  private *open(open: NonNullable<Step['open']>): Steps {
+    const name = open.as ?? open.device;
+    const { fd, user } = yield* this.world.open(this.process, open.device, open.queue, open['mm-exit']);
+    this.handles.set(name, { fd, user, flow: this.world.flows.open(this.name, name, user.device), pending: [] });
+  }
+
+  private *close(name: string | undefined): Steps {
+    yield* this.world.beforeTeardown();
+    const [key, handle] = this.handle(name);
+    this.handles.delete(key);
+    yield* this.process.close(handle.fd);
+  }
+
+  private *allocate(name: string, sizeBytes: number): Steps {
+    this.buffers.set(name, { address: yield* this.malloc.malloc(sizeBytes), sizeBytes, block: true });
+  }
+
+  private *mmap(mmap: NonNullable<Step['mmap']>): Steps {
+    const options = { prot: PROT[mmap.prot], shared: mmap.shared };
+    const hugeLevel = PAGE_LEVEL[mmap['page-size']];
+    const { mm } = this.process;
+    if (mmap.file !== undefined) {
+      const content = this.world.file(mmap.file);
+      const part = mmap.size === undefined ? content : content.subarray(0, mmap.size);
+      this.buffers.set(mmap.name, { address: yield* mm.mmapFile(part, options), sizeBytes: part.length, block: false });
+    } else {
+      const address = yield* mm.mmap(mmap.size!, hugeLevel === undefined ? options : { ...options, hugeLevel });
+      this.buffers.set(mmap.name, { address, sizeBytes: mmap.size!, block: false });
+    }
+  }
+
+  private *munmap(ref: BufferRef): Steps {
+    const { name, address, sizeBytes, buffer } = this.resolve(ref);
+    const whole = address === buffer.address && sizeBytes === buffer.sizeBytes;
+    if (buffer.block && whole) yield* this.malloc.free(buffer.address);
+    else yield* this.process.mm.munmap(address, sizeBytes);
+    if (whole) this.buffers.delete(name);
+  }
+
+  private *mremap(name: string, sizeBytes: number): Steps {
+    const { buffer } = this.resolve(name);
+    buffer.address = yield* this.process.mm.mremap(buffer.address, buffer.sizeBytes, sizeBytes);
+    buffer.sizeBytes = sizeBytes;
+  }
+
+  private *fill(fill: NonNullable<Step['fill']>): Steps {
+    const { address, sizeBytes } = this.resolve(fill.buffer);
+    if (fill.random === undefined) return yield* this.cpu.fill(address, sizeBytes, fill.value ?? 0);
+    yield* this.cpu.write(address, randomBytes(fill.random, sizeBytes));
+  }
+
+  private *submit(submit: Submit): Steps {
+    const [, handle] = this.handle(submit.to);
+    const operations: Operation[] = [];
+    for (let i = 0; i < submit.times; i++) operations.push(...this.operations(submit));
+    handle.pending.push(yield* handle.user.submit(operations, { batch: submit.batch, noWait: submit['no-wait'] }));
+  }
+
+  private operations(submit: Submit): Operation[] {
+    const part = (ref: BufferRef | undefined): { address: number; sizeBytes: number } => (ref === undefined ? { address: 0, sizeBytes: Infinity } : this.resolve(ref));
+    const kind = submit.copy !== undefined ? 'copy' : submit.fill !== undefined ? 'fill' : submit.compare !== undefined ? 'compare' : submit.crc !== undefined ? 'crc' : 'noop';
+    const from = part(submit.copy?.from ?? submit.compare?.a ?? submit.crc?.from);
+    const to = part(submit.copy?.to ?? submit.compare?.b ?? submit.fill?.buffer);
+    const total = kind === 'noop' ? 0 : Math.min(from.sizeBytes, to.sizeBytes);
+    const base = { kind, pattern: submit.fill?.pattern ?? 0n, blockOnFault: submit['block-on-fault'] } as const;
+    if (kind === 'noop') return [{ ...base, from: 0, to: 0, sizeBytes: 0 }];
+    const chunk = submit.chunk ?? total;
+    const operations: Operation[] = [];
+    for (let at = 0; at < total; at += chunk) {
+      operations.push({ ...base, from: from.address + at, to: to.address + at, sizeBytes: Math.min(chunk, total - at) });
+    }
+    return operations;
+  }
+
+  private *wait(name: string | undefined, status: NonNullable<Step['wait']>['status']): Steps {
+    const handles = name === undefined ? [...this.handles.values()] : [this.handle(name)[1]];
+    for (const handle of handles) {
+      for (const submission of handle.pending.splice(0)) {
+        handle.pending.push(submission);
+        while (!(yield* submission.poll())) yield* this.sleep(this.world.timing.options.pollNs);
+        handle.pending.pop();
+        for (const result of submission.results()) this.judge(handle, result, status);
+      }
+    }
+  }
+
+  private judge(handle: Handle, result: OperationResult, status: NonNullable<Step['wait']>['status']): void {
+    if (status === 'any' || result.status === status) return;
+    throw new StepFailure(`${handle.flow.name}: an operation ended with ${result.status} (${result.detail}), expected ${status}`);
+  }
+
+  private *verify(verify: NonNullable<Step['verify']>): Steps {
+    const { name, address, sizeBytes } = this.resolve(verify.buffer);
+    const bytes = yield* this.cpu.read(address, sizeBytes);
+    let difference: string | undefined;
+    if (verify.sha256 !== undefined) {
+      const got = sha256(bytes);
+      if (got !== verify.sha256) difference = `has SHA-256 ${got}, not ${verify.sha256}`;
+    }
+    const expected = yield* this.expectedBytes(verify, sizeBytes);
+    if (expected !== undefined) difference ??= describeDifference(bytes, expected);
+    if (verify.differs) {
+      if (difference === undefined) throw new StepFailure(`buffer "${name}" is the same, but should differ`);
+    } else if (difference !== undefined) throw new StepFailure(`buffer "${name}" ${difference}`);
+  }
+
+  private *expectedBytes(verify: NonNullable<Step['verify']>, sizeBytes: number): Steps<Uint8Array | undefined> {
+    if (verify.file !== undefined) return this.world.file(verify.file);
+    if (verify.value !== undefined) return new Uint8Array(sizeBytes).fill(verify.value);
+    if (verify.equals === undefined) return undefined;
+    const other = this.resolve(verify.equals);
+    return yield* this.cpu.read(other.address, other.sizeBytes);
+  }
+
+  private *fork(name: string, steps: readonly Step[]): Steps {
+    const process = yield* this.world.forkProcess(this.process, name);
+    const child = new Program(this.world, process, this.malloc.fork(process.mm));
+    for (const [key, buffer] of this.buffers) child.buffers.set(key, { ...buffer });
+    for (const [key, handle] of this.handles) {
+      child.handles.set(key, { fd: handle.fd, user: handle.user, flow: this.world.flows.open(name, key, handle.user.device), pending: [] });
+    }
+    this.world.start(child, steps);
+  }
+
+  private *sleep(delayNs: number): Steps {
+    if (yield* this.signals.untilOrTimeout(() => this.killed, delayNs)) throw new Killed();
+  }
+
+  private handle(name: string | undefined): [string, Handle] {
+    if (name === undefined) {
+      const [first, second] = this.handles;
+      if (first !== undefined && second === undefined) return first;
+      throw new Errno('EBADF', first === undefined ? `${this.name} has nothing open` : `${this.name} has several handles open; say which`);
+    }
+    const handle = this.handles.get(name);
+    if (handle === undefined) throw new Errno('EBADF', `${this.name} has no open handle "${name}"`);
+    return [name, handle];
+  }
+
+  private resolve(ref: BufferRef): { name: string; address: number; sizeBytes: number; buffer: NamedBuffer } {
+    const name = typeof ref === 'string' ? ref : ref.buffer;
+    const buffer = this.buffers.get(name);
+    if (buffer === undefined) throw new Errno('EFAULT', `${this.name} has no buffer "${name}"`);
+    const offset = typeof ref === 'string' ? 0 : ref.offset;
+    const size = typeof ref === 'string' ? undefined : ref.size;
+    return { name, address: buffer.address + offset, sizeBytes: size ?? buffer.sizeBytes - offset, buffer };
+  }
+}
+
+function describeDifference(bytes: Uint8Array, expected: Uint8Array): string | undefined {
+  if (bytes.length !== expected.length) return `has ${bytes.length} bytes, expected are ${expected.length}`;
+  if (Buffer.compare(bytes, expected) === 0) return undefined;
+  const at = bytes.findIndex((byte, i) => byte !== expected[i]);
+  return `differs at offset ${hex(at)}: ${hex(bytes[at]!, 2)}, expected ${hex(expected[at]!, 2)} (SHA-256 ${sha256(bytes).slice(0, 16)}…, expected ${sha256(expected).slice(0, 16)}…)`;
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
+
+function randomBytes(seed: number, length: number): Uint8Array {
+  const random = new Random(seed);
+  const words = new Uint32Array(Math.ceil(length / 4));
+  for (let i = 0; i < words.length; i++) words[i] = random.u32();
+  return new Uint8Array(words.buffer, 0, length);
+}

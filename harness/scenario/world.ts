@@ -1,0 +1,30 @@
+/** What programs need of the machine around them. */
+import type { Process } from '../../host/process.js';
+import type { Timing } from '../../host/timing.js';
+import type { Clock } from '../../sim/clock.js';
+import type { Scheduler, Steps } from '../../sim/task.js';
+import type { Step } from '../topology/schema.js';
+import type { Flows } from './flows.js';
+import type { UserHandle } from './operations.js';
+import type { Program } from './program.js';
+
+export interface ScenarioWorld {
+  readonly clock: Clock;
+  readonly scheduler: Scheduler;
+  readonly timing: Timing;
+  readonly flows: Flows;
+  /** Steps that did not go as written. */
+  readonly failures: string[];
+  readonly progress: { stepsDone: number };
+  /** Content of a file the topology names. */
+  file(path: string): Uint8Array;
+  open(process: Process, device: string, queue: string | undefined, mmExit: boolean | undefined): Steps<{ fd: number; user: UserHandle }>;
+  bind(process: Process, device: string, mmExit: boolean): Steps;
+  unbind(process: Process, device: string): Steps;
+  forkProcess(parent: Process, name: string): Steps<Process>;
+  start(program: Program, steps: readonly Step[]): void;
+  join(process: string): Steps;
+  kill(process: string): void;
+  /** Something that tears a bond down is about to happen; a run may stop here. */
+  beforeTeardown(): Steps;
+}
