@@ -14,7 +14,8 @@ export function lspciCommand(file: string, options: LspciCommandOptions): number
   const machine = createMachineSync(file);
   machine.boot();
   const text = machine.lspci({
-    verbose: options.v, numeric: options.n, tree: options.t === true, hex: options.x, ...(options.s === undefined ? {} : { slot: options.s }),
+    verbose: options.v >= 2 ? 2 : options.v === 1 ? 1 : 0, numeric: options.n >= 2 ? 2 : options.n === 1 ? 1 : 0, tree: options.t === true,
+    hex: options.x >= 4 ? 4 : options.x > 0 ? 3 : 0, ...(options.s === undefined ? {} : { slot: options.s }),
   });
   process.stdout.write(text);
   return EXIT.ok;

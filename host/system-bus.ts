@@ -17,6 +17,8 @@ export interface Window {
 export const X86_INTERRUPT_WINDOW = { start: 0xfee0_0000, end: 0xfef0_0000 } as const;
 
 export class SystemBus {
+  /** Changes with every claim and release, so that a reader may keep what `find` returned. */
+  generation = 0;
   private readonly windows: Window[] = [];
 
   /** Claims [start, start + size). Overlap with another window is a bug of the caller. */
@@ -25,6 +27,7 @@ export class SystemBus {
     for (const other of this.windows) {
       assert(window.end <= other.start || window.start >= other.end, `${name} at ${hex(start)} overlaps ${other.name} at ${hex(other.start)}`);
     }
+    this.generation++;
     this.windows.push(window);
     this.windows.sort((a, b) => a.start - b.start);
     return window;
@@ -33,6 +36,7 @@ export class SystemBus {
   release(window: Window): void {
     const index = this.windows.indexOf(window);
     assert(index >= 0, `${window.name} released twice`);
+    this.generation++;
     this.windows.splice(index, 1);
   }
 

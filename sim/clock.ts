@@ -47,7 +47,9 @@ export class VirtualClock implements Clock {
   private failure: { error: unknown } | undefined;
   private running = false;
 
-  constructor(options: { eventLimit?: number; timeLimitNs?: number } = {}) {
+  /** @param options.startNs where time starts, 0 by default; before 0 is before the run proper, such as boot */
+  constructor(options: { startNs?: number; eventLimit?: number; timeLimitNs?: number } = {}) {
+    this.now = options.startNs ?? 0;
     this.eventLimit = options.eventLimit ?? Infinity;
     this.timeLimitNs = options.timeLimitNs ?? Infinity;
   }

@@ -48,5 +48,4 @@ export interface UserHandle {
    * ENODEV when the device is gone.
    */
   submit(operations: readonly Operation[], options: { batch: boolean; noWait: boolean }): Steps<Submission>;
-  close(): Steps;
 }

@@ -166,8 +166,10 @@ export class Program {
 
   private *open(open: NonNullable<Step['open']>): Steps {
     const name = open.as ?? open.device;
-    const { fd, user } = yield* this.world.open(this.process, open.device, open.queue, open['mm-exit']);
-    this.handles.set(name, { fd, user, flow: this.world.flows.open(this.name, name, user.device), pending: [] });
+    const { fd, user } = yield* this.world.open(this.process, open.device, open.queue, this.malloc);
+    const flow = this.world.flows.open(this.name, name, user.device);
+    this.handles.set(name, { fd, user, flow, pending: [] });
+    this.world.opened(user, flow);
   }
 
   private *close(name: string | undefined): Steps {

@@ -1,10 +1,11 @@
 /** What programs need of the machine around them. */
+import type { Malloc } from '../../host/mm/malloc.js';
 import type { Process } from '../../host/process.js';
 import type { Timing } from '../../host/timing.js';
 import type { Clock } from '../../sim/clock.js';
 import type { Scheduler, Steps } from '../../sim/task.js';
 import type { Step } from '../topology/schema.js';
-import type { Flows } from './flows.js';
+import type { Flow, Flows } from './flows.js';
 import type { UserHandle } from './operations.js';
 import type { Program } from './program.js';
 
@@ -18,7 +19,10 @@ export interface ScenarioWorld {
   readonly progress: { stepsDone: number };
   /** Content of a file the topology names. */
   file(path: string): Uint8Array;
-  open(process: Process, device: string, queue: string | undefined, mmExit: boolean | undefined): Steps<{ fd: number; user: UserHandle }>;
+  /** Opens a user queue; completion records come from `malloc`. ENOTTY no user queues; otherwise what the driver refuses. */
+  open(process: Process, device: string, queue: string | undefined, malloc: Malloc): Steps<{ fd: number; user: UserHandle }>;
+  /** From now on what the handle's operations do counts for `flow`. */
+  opened(user: UserHandle, flow: Flow): void;
   bind(process: Process, device: string, mmExit: boolean): Steps;
   unbind(process: Process, device: string): Steps;
   forkProcess(parent: Process, name: string): Steps<Process>;

@@ -1,9 +1,14 @@
 /** What a schema cannot say: names that must exist or be unique, numbers that must fit each other, files that must be there. */
 import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
+import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
+import { capabilityOptions } from './capability-options.js';
 import { unknownName } from './problems.js';
 import { formatBdf } from './units.js';
 import type { DeviceTopology, Step, Topology } from './schema.js';
+
+/** Buses from a switch's root bus to the bus of the first device behind it: root port, upstream port, downstream ports. */
+export const SWITCH_DEPTH = 3;
 
 export interface PathProblem {
   readonly path: readonly PropertyKey[];
@@ -27,13 +32,9 @@ function checkHost({ host }: Topology, report: Report): void {
   if (host.memory % 4096 !== 0) report(['host', 'memory'], `${host.memory} bytes are no whole number of 4 KiB pages`);
   const unit = host.iommu;
   if (unit === undefined) return;
-  const at = (key: string): string[] => ['host', 'iommu', key];
-  if (host.memory > 2 ** unit['host-address-width']) report(['host', 'memory'], `lies beyond the IOMMU's host-address-width of ${unit['host-address-width']} bits`);
-  if (!unit.scalable) return;
-  if (!unit['first-level'] && !unit['second-level']) report(at('second-level'), 'scalable mode needs first-level or second-level translation');
-  if (unit.nested && !(unit['first-level'] && unit['second-level'])) report(at('nested'), 'nested translation needs first-level and second-level');
-  if (unit['page-requests'] && unit['pasid-bits'] === 0) report(at('page-requests'), 'page requests need pasid-bits above 0');
-  if (unit['page-requests'] && !unit['device-tlb']) report(at('page-requests'), 'page requests need device-tlb: true (ATS)');
+  if (host.memory > 2 ** unit.haw) report(['host', 'memory'], `lies beyond the IOMMU's host address width (haw) of ${unit.haw} bits`);
+  const { problems } = buildCapabilities(capabilityOptions(unit));
+  for (const text of problems) report(['host', 'iommu'], text);
 }
 
 function checkDevices({ host }: Topology, report: Report): void {
@@ -53,9 +54,19 @@ function checkDevices({ host }: Topology, report: Report): void {
     if (device.bdf.segment !== 0) report(at('bdf'), `segment ${device.bdf.segment} is not modelled; allowed: 0000`);
     if (device.bdf.device > 0x1f) report(at('bdf'), 'has a device number above 0x1f');
     if (device.port !== undefined && !ports.includes(device.port)) report(at('port'), unknownName('switch', device.port, ports));
-    if (device.bdf.bus === 0 && device.port !== undefined) report(at('port'), 'bus 00 is the root bus; a device behind a switch sits on another bus');
+    if (device.port !== undefined) checkPlaceBehindSwitch(device, host.devices.filter((other) => other.port === device.port), at, report);
+    else if (device.bdf.function !== 0 && !host.devices.some((other) => other.port === undefined && formatBdf(other.bdf) === formatBdf({ ...device.bdf, function: 0 }))) {
+      report(at('bdf'), `function ${device.bdf.function} needs a function 0 beside it`);
+    }
     if (device.model === 'dsa') checkDsa(device, host, at, report);
   });
+}
+
+function checkPlaceBehindSwitch(device: DeviceTopology, siblings: readonly DeviceTopology[], at: (key: string) => PropertyKey[], report: Report): void {
+  const first = siblings[0]!.bdf.bus;
+  const expected = formatBdf({ segment: 0, bus: first + siblings.indexOf(device), device: 0, function: 0 });
+  if (first < SWITCH_DEPTH + 1) report(at('bdf'), `bus ${first.toString(16).padStart(2, '0')} leaves no room for the switch above; allowed: from bus 04 on`);
+  else if (formatBdf(device.bdf) !== expected) report(at('bdf'), `"${formatBdf(device.bdf)}" is not where device ${siblings.indexOf(device)} behind switch "${device.port!}" sits; allowed: "${expected}"`);
 }
 
 function checkDsa(device: Extract<DeviceTopology, { model: 'dsa' }>, host: Topology['host'], at: (key: string) => PropertyKey[], report: Report): void {

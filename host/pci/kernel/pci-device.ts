@@ -28,6 +28,8 @@ export interface PciDevice extends Device {
   readonly config: ConfigWindow;
   /** Physical function of a VF. */
   readonly physfn: PciDevice | undefined;
+  /** The bridge above; undefined on a root bus. */
+  readonly upstream?: PciDevice | undefined;
   /** False once the function was removed from under the kernel. */
   readonly present: boolean;
 

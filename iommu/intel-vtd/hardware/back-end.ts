@@ -56,6 +56,8 @@ export interface FaultRecord {
   readonly privileged: boolean;
   /** Address type of the request: 0 untranslated, 1 translation request, 2 translated. */
   readonly addressType: number;
+  /** The request was a page request (T1 = 0, T2 = 1 in the record). */
+  readonly pageRequest?: boolean;
 }
 
 /** What the back end asks of the front end. */
@@ -66,4 +68,6 @@ export interface FrontEndSink {
    * A page request that passed the checks of section 7.4: queued, or dropped and auto-answered on overflow.
    */
   pageRequest(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void;
+  /** A device-TLB invalidation completion with a tag or requester that nothing waits for (FSTS.ICE). */
+  invalidCompletion?(sourceId: number): void;
 }

@@ -1,0 +1,92 @@
+/** How an administrator sets up an accelerator (what accel-config writes to sysfs), and what the driver needs around it. */
+import type { Clock } from '../../../sim/clock.js';
+import type { PhysicalMemory } from '../../../sim/memory.js';
+import type { Scheduler, Steps } from '../../../sim/task.js';
+import type { Device } from '../../../host/device.js';
+import type { KernelLog } from '../../../host/kernel-log.js';
+import type { AddressSpace } from '../../../host/mm/address-space.js';
+import type { Timing } from '../../../host/timing.js';
+
+export type WqMode = 'dedicated' | 'shared';
+export type WqType = 'user' | 'kernel';
+
+export interface IdxdWqOptions {
+  readonly name: string;
+  readonly mode: WqMode;
+  readonly type: WqType;
+  readonly size: number;
+  /** Of a shared queue: entries that its limited portal may fill; the size by default. */
+  readonly threshold?: number;
+  /** 1..15, default 10. */
+  readonly priority?: number;
+  /** Default 0. */
+  readonly group?: number;
+  readonly blockOnFault?: boolean;
+  /** Bytes, a power of two; default 2 MiB. */
+  readonly maxTransfer?: number;
+  /** Descriptors, a power of two; default 32. */
+  readonly maxBatch?: number;
+}
+
+/** What to do with a PASID when its process dies before the queue is closed (M1–M5); `none`: nothing, v5.8 (M6). */
+export type MmExitPolicy = 'none' | 'drain' | 'abort';
+
+export interface IdxdOptions {
+  readonly wqs: readonly IdxdWqOptions[];
+  /** Group of each engine, in order; without it engines are dealt out to the groups that queues name. */
+  readonly engines?: readonly number[];
+  readonly mmExit?: MmExitPolicy;
+}
+
+/** Stops the device's use of a PASID whose address space dies (M1). */
+export type PasidExit = (device: Device, pasid: number, drvdata: unknown) => Steps<number>;
+
+/** What the driver uses of the IOMMU core. */
+export interface IdxdIommu {
+  devHasFeature(device: Device, feature: 'SVA' | 'IOPF'): boolean;
+  devEnableFeature(device: Device, feature: 'SVA' | 'IOPF'): Steps;
+  devDisableFeature(device: Device, feature: 'SVA' | 'IOPF'): Steps;
+  devFeatureEnabled(device: Device, feature: 'SVA' | 'IOPF'): boolean;
+  svaBind(device: Device, mm: AddressSpace, mmExit?: PasidExit, drvdata?: unknown): Steps<number>;
+  svaUnbind(device: Device, pasid: number): Steps;
+  readonly dma: IdxdDma;
+}
+
+export interface IdxdDma {
+  dmaSetMask(device: Device, bits: number): void;
+  dmaMap(device: Device, physical: number, sizeBytes: number, direction: 'to-device' | 'from-device' | 'bidirectional'): Steps<number>;
+  dmaUnmap(device: Device, address: number, sizeBytes: number): Steps;
+  dmaAllocCoherent(device: Device, sizeBytes: number): Steps<DmaMemory>;
+  dmaFreeCoherent(device: Device, memory: DmaMemory): Steps;
+}
+
+/** Memory that CPU and device share: the device's address and the physical one. */
+export interface DmaMemory {
+  readonly address: number;
+  readonly physical: number;
+  readonly sizeBytes: number;
+}
+
+export interface IdxdServices {
+  readonly clock: Clock;
+  readonly scheduler: Scheduler;
+  readonly timing: Timing;
+  readonly log: KernelLog;
+  readonly iommu: IdxdIommu;
+  /** The kernel's view of memory, for completion records of kernel queues. */
+  readonly memory: PhysicalMemory;
+}
+
+/** A software error as the driver read it from SWERROR. */
+export interface SoftwareError {
+  readonly error: number;
+  /** Undefined when the error names no queue. */
+  readonly wq: string | undefined;
+  readonly operation: number;
+  readonly pasid: number;
+  readonly faultAddress: bigint;
+  readonly overflow: boolean;
+  readonly raw: readonly bigint[];
+}
+
+export const DEFAULT_WQ = { priority: 10, maxTransfer: 2 ** 21, maxBatch: 32 } as const;

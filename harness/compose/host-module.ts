@@ -1,0 +1,41 @@
+import { ContainerModule } from 'inversify';
+import { FrameAllocator } from '../../host/frames.js';
+import { InterruptController, type InterruptMessage } from '../../host/interrupts.js';
+import { KernelLog } from '../../host/kernel-log.js';
+import { SystemBus } from '../../host/system-bus.js';
+import { DEFAULT_TIMING, Timing, type TimingOptions } from '../../host/timing.js';
+import { Channel, type Mailbox } from '../../sim/channel.js';
+import type { VirtualClock } from '../../sim/clock.js';
+import { Ram, type PhysicalMemory } from '../../sim/memory.js';
+import type { Random } from '../../sim/random.js';
+import type { Topology } from '../topology/schema.js';
+import { layoutFor, type MachineLayout } from './layout.js';
+import type { Settings } from './settings.js';
+import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SETTINGS, SYSTEM_BUS, TIMING } from './tokens.js';
+
+/** The machine's ground floor: RAM, frames, register windows, interrupts, the kernel's log. */
+export const hostModule = new ContainerModule(({ bind }) => {
+  bind(LAYOUT).toResolvedValue(({ topology }: Settings) => layoutFor(topology.host.memory), [SETTINGS]).inSingletonScope();
+  bind(MEMORY).toResolvedValue(({ ram }: MachineLayout) => new Ram(ram), [LAYOUT]).inSingletonScope();
+  bind(FRAMES).toResolvedValue(
+    (memory: PhysicalMemory, { usable }: MachineLayout, { defects }: Settings) => new FrameAllocator({ memory, ranges: usable, defects }),
+    [MEMORY, LAYOUT, SETTINGS],
+  ).inSingletonScope();
+  bind(TIMING).toResolvedValue(({ topology }: Settings, random: Random) => new Timing(timingOptions(topology), random.split('timing')), [SETTINGS, RANDOM]).inSingletonScope();
+  bind(LOG).toResolvedValue((clock: VirtualClock) => new KernelLog(clock), [CLOCK]).inSingletonScope();
+  bind(SYSTEM_BUS).toResolvedValue(() => new SystemBus(), []).inSingletonScope();
+  bind(INTERRUPTS).toResolvedValue(
+    (clock: VirtualClock, timing: Timing, mailbox: Mailbox) => new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'interrupts')),
+    [CLOCK, TIMING, MAILBOX],
+  ).inSingletonScope();
+});
+
+/** Topology words → names in code. */
+function timingOptions({ timing }: Topology): TimingOptions {
+  const times = {
+    tlpNs: timing.tlp, memoryAccessNs: timing['memory-access'], interruptNs: timing.interrupt, threadWakeNs: timing['thread-wake'], faultServiceNs: timing['fault-service'],
+    mmioNs: timing.mmio, deviceTlbInvalidationNs: timing['device-tlb-invalidation'], pollNs: timing.poll, invalidationTimeoutNs: timing['invalidation-timeout'],
+    copyBytesPerNs: timing['copy-bytes-per-ns'], jitter: timing.jitter,
+  };
+  return { ...DEFAULT_TIMING, ...Object.fromEntries(Object.entries(times).filter(([, value]) => value !== undefined)) };
+}

@@ -1,0 +1,82 @@
+import { ContainerModule } from 'inversify';
+import type { FrameAllocator } from '../../host/frames.js';
+import type { InterruptController } from '../../host/interrupts.js';
+import type { KernelLog } from '../../host/kernel-log.js';
+import type { Fabric } from '../../host/pci/hardware/fabric.js';
+import { BarWindow } from '../../host/pci/kernel/bar-window.js';
+import type { SystemBus } from '../../host/system-bus.js';
+import type { Timing } from '../../host/timing.js';
+import { IommuCore } from '../../iommu/core/core.js';
+import { IntelIommu } from '../../iommu/intel-vtd/driver/intel-iommu.js';
+import { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
+import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
+import { encodeDmar } from '../../iommu/intel-vtd/spec/dmar.js';
+import type { IommuOps } from '../../iommu/core/ops.js';
+import type { Mailbox } from '../../sim/channel.js';
+import type { VirtualClock } from '../../sim/clock.js';
+import type { PhysicalMemory } from '../../sim/memory.js';
+import type { Random } from '../../sim/random.js';
+import type { Scheduler, Steps } from '../../sim/task.js';
+import type { Trace } from '../../sim/trace.js';
+import { capabilityOptions } from '../topology/capability-options.js';
+import type { MachineLayout } from './layout.js';
+import type { Settings } from './settings.js';
+import {
+  CLOCK, FABRIC, FRAMES, INTERRUPTS, IOMMU_CORE, IOMMU_DRIVER, IOMMU_HARDWARE, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE,
+} from './tokens.js';
+
+/** The remapping hardware of a machine; what the harness looks at from outside. */
+export type IommuHardware = VtdUnit;
+
+/** A driver and how it is started and stopped. */
+export interface IommuDriver extends IommuOps {
+  start(): Steps;
+  stop(): Steps;
+}
+
+/** The kernel's core, and hardware and driver of the architecture that the topology names. */
+export const iommuModule = new ContainerModule(({ bind }) => {
+  bind(IOMMU_CORE).toResolvedValue(
+    (clock: VirtualClock, scheduler: Scheduler, mailbox: Mailbox, trace: Trace, timing: Timing, log: KernelLog, random: Random, frames: FrameAllocator, { topology, defects }: Settings) => {
+      const { kernel } = topology.host;
+      return new IommuCore({
+        clock, scheduler, mailbox, trace, timing, log, random: random.split('iommu'), frames, defects,
+        options: {
+          pasidPolicy: kernel['pasid-policy'], prqTimeoutSeconds: kernel['prq-timeout'], iopfWorkers: kernel['iopf-workers'],
+          dma: kernel['iommu-mode'] === 'lazy' ? 'lazy' : 'strict', defaultDomain: kernel['iommu-mode'] === 'passthrough' ? 'identity' : 'dma',
+        },
+      });
+    },
+    [CLOCK, SCHEDULER, MAILBOX, TRACE, TIMING, LOG, RANDOM, FRAMES, SETTINGS],
+  ).inSingletonScope();
+  bind(IOMMU_HARDWARE).toResolvedValue(
+    ({ topology, defects }: Settings, memory: PhysicalMemory, clock: VirtualClock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
+      const { iommu } = topology.host;
+      if (iommu === undefined) return undefined;
+      const { capabilities } = buildCapabilities(capabilityOptions(iommu));
+      const unit = new VtdUnit({ name: 'dmar0', capabilities, memory, clock, timing, trace, interrupts, router: fabric, iotlbEntries: iommu['iotlb-entries'], defects });
+      bus.claim(layout.iommuRegisters, unit.sizeBytes, 'dmar0', unit);
+      fabric.setAgent(() => true, unit);
+      const sizeOrder = Math.ceil(Math.log2(unit.sizeBytes / 4096));
+      const table = encodeDmar({
+        hostAddressWidth: iommu.haw, flags: 0,
+        structures: [{ kind: 'DRHD', includeAll: true, segment: 0, base: layout.iommuRegisters, sizeOrder, scopes: [] }],
+      });
+      memory.write(layout.firmwareTables, table, 0, table.length);
+      return unit;
+    },
+    [SETTINGS, MEMORY, CLOCK, TIMING, TRACE, INTERRUPTS, FABRIC, SYSTEM_BUS, LAYOUT],
+  ).inSingletonScope();
+  bind(IOMMU_DRIVER).toResolvedValue(
+    (hardware: IommuHardware | undefined, core: IommuCore, memory: PhysicalMemory, frames: FrameAllocator, clock: VirtualClock, scheduler: Scheduler, trace: Trace, timing: Timing, log: KernelLog, interrupts: InterruptController, mailbox: Mailbox, bus: SystemBus, layout: MachineLayout, { topology, defects }: Settings): IommuDriver | undefined => {
+      const { iommu, kernel } = topology.host;
+      if (hardware === undefined || iommu === undefined) return undefined;
+      return new IntelIommu({
+        memory, frames, clock, scheduler, trace, timing, log, interrupts, core, mailbox, dmar: layout.firmwareTables, defects,
+        mapRegisters: (address) => new BarWindow(bus, address),
+        options: { scalable: kernel['scalable-mode'], prqOrder: Math.log2(iommu['page-request-queue'] / 128) },
+      });
+    },
+    [IOMMU_HARDWARE, IOMMU_CORE, MEMORY, FRAMES, CLOCK, SCHEDULER, TRACE, TIMING, LOG, INTERRUPTS, MAILBOX, SYSTEM_BUS, LAYOUT, SETTINGS],
+  ).inSingletonScope();
+});

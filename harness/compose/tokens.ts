@@ -1,0 +1,56 @@
+/** What a kernel's container binds. Guests bind the same tokens to what their VMM provides. */
+import type { ServiceIdentifier } from 'inversify';
+import type { FrameAllocator } from '../../host/frames.js';
+import type { InterruptController } from '../../host/interrupts.js';
+import type { KernelLog } from '../../host/kernel-log.js';
+import type { Fabric } from '../../host/pci/hardware/fabric.js';
+import type { ConfigAccess } from '../../host/pci/kernel/config-access.js';
+import type { PciCore } from '../../host/pci/kernel/pci-core.js';
+import type { PciDrivers } from '../../host/pci/kernel/drivers.js';
+import type { SystemBus } from '../../host/system-bus.js';
+import type { Timing } from '../../host/timing.js';
+import type { IommuCore } from '../../iommu/core/core.js';
+import type { Mailbox } from '../../sim/channel.js';
+import type { VirtualClock } from '../../sim/clock.js';
+import type { PhysicalMemory } from '../../sim/memory.js';
+import type { Random } from '../../sim/random.js';
+import type { Scheduler } from '../../sim/task.js';
+import type { Trace } from '../../sim/trace.js';
+import type { IommuBinding } from '../boot.js';
+import type { DeviceModels } from './devices.js';
+import type { IommuDriver, IommuHardware } from './iommu.js';
+import type { PciTree } from './pci-tree.js';
+import type { MachineLayout } from './layout.js';
+import type { Settings } from './settings.js';
+
+function token<T>(name: string): ServiceIdentifier<T> {
+  return Symbol(name) as ServiceIdentifier<T>;
+}
+
+export const SETTINGS = token<Settings>('Settings');
+export const LAYOUT = token<MachineLayout>('MachineLayout');
+
+export const CLOCK = token<VirtualClock>('Clock');
+export const RANDOM = token<Random>('Random');
+export const SCHEDULER = token<Scheduler>('Scheduler');
+export const MAILBOX = token<Mailbox>('Mailbox');
+export const TRACE = token<Trace>('Trace');
+export const MEMORY = token<PhysicalMemory>('PhysicalMemory');
+
+export const TIMING = token<Timing>('Timing');
+export const LOG = token<KernelLog>('KernelLog');
+export const FRAMES = token<FrameAllocator>('FrameAllocator');
+export const SYSTEM_BUS = token<SystemBus>('SystemBus');
+export const INTERRUPTS = token<InterruptController>('InterruptController');
+
+export const FABRIC = token<Fabric>('Fabric');
+export const PCI_TREE = token<PciTree>('PciTree');
+export const CONFIG_ACCESS = token<ConfigAccess>('ConfigAccess');
+export const PCI = token<PciCore>('PciCore');
+export const IOMMU_BINDING = token<IommuBinding>('IommuBinding');
+export const PCI_DRIVERS = token<PciDrivers>('PciDrivers');
+
+export const IOMMU_HARDWARE = token<IommuHardware | undefined>('IommuHardware');
+export const IOMMU_CORE = token<IommuCore>('IommuCore');
+export const IOMMU_DRIVER = token<IommuDriver | undefined>('IommuDriver');
+export const DEVICE_MODELS = token<DeviceModels>('DeviceModels');

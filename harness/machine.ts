@@ -1,0 +1,257 @@
+/**
+ * A simulated machine: composed from a topology, booted, run, looked at. Everything inside is synchronous; the
+ * asynchronous methods of `createMachine`'s result exist for the look of it at the edge.
+ */
+import { lspci, type LspciOptions } from '../host/pci/kernel/lspci/lspci.js';
+import { NO_PASID } from '../host/pci/dma-port.js';
+import { SimulatorBug } from '../sim/assert.js';
+import { hexPage } from '../sim/address.js';
+import type { VirtualClock } from '../sim/clock.js';
+import type { Steps } from '../sim/task.js';
+import type { Trace } from '../sim/trace.js';
+import { boot, shutdown } from './boot.js';
+import { CheckerSet, type Checker } from './checkers/invariant.js';
+import { standardCheckers } from './checkers/index.js';
+import { composeHost, type Host } from './compose/host.js';
+import { unmetExpectations } from './expectations.js';
+import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
+import { Scenario } from './scenario/scenario.js';
+import type { StopPoint } from './stop-point.js';
+import type { InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
+import { checkTopology, loadTopology, type LoadedTopology } from './topology/load.js';
+import type { TopologyInput } from './topology/schema.js';
+
+export interface MachineOptions {
+  /** Default: the topology's. */
+  readonly seed?: number;
+  /** Files that processes name are relative to it; default: the topology file's directory, or the current one. */
+  readonly directory?: string;
+  /** Checkers and the records they need; default true. Without them a run is faster and proves less. */
+  readonly checkers?: boolean;
+  /** Trace records kept for export; default 2^20. */
+  readonly traceRecords?: number;
+  /** Named defects of the product, for tests of checkers. */
+  readonly defects?: ReadonlySet<string>;
+}
+
+export interface RunOptions {
+  readonly stopAt?: StopPoint;
+  /** Called about every 65,536 events. */
+  readonly onSlice?: () => void;
+}
+
+const SLICE_EVENTS = 1 << 16;
+
+export class Machine implements Inspectable {
+  readonly name: string;
+  readonly host: Host;
+  readonly scenario: Scenario;
+  readonly checkers: CheckerSet;
+  /** Undefined while the machine can go on. */
+  end: RunEnd | undefined;
+  private readonly loaded: LoadedTopology;
+  private readonly counts: number[] = [];
+  private booted = false;
+  private begun = false;
+  private framesAtStart = 0;
+  private leaks: Leaks = { pasids: 0, pinnedPages: 0, domains: 0, frames: 0 };
+  private invariants: InvariantSummary[] = [];
+  private deadlock: string[] = [];
+
+  constructor(loaded: LoadedTopology, options: MachineOptions = {}) {
+    const { topology } = loaded;
+    const watch = options.checkers ?? true;
+    this.loaded = loaded;
+    this.name = topology.name ?? loaded.file;
+    this.host = composeHost({
+      topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
+    });
+    this.scenario = new Scenario(this.host, options.directory ?? loaded.directory);
+    this.trace.listen(({ kind }) => {
+      this.counts[kind.id] = (this.counts[kind.id] ?? 0) + 1;
+    });
+    this.checkers = new CheckerSet(this.trace, watch ? standardCheckers(this.host) : []);
+  }
+
+  get clock(): VirtualClock {
+    return this.host.clock;
+  }
+
+  get trace(): Trace {
+    return this.host.trace;
+  }
+
+  get progress(): { readonly stepsDone: number; readonly stepsTotal: number } {
+    return this.scenario.progress;
+  }
+
+  /** Runs `steps` as a task until it ends; what it throws is thrown here. Others run meanwhile. */
+  execute<T>(what: string, steps: Steps<T>): T {
+    const task = this.host.scheduler.spawn(what, steps, { joined: true });
+    while (!task.ended) {
+      const reason = this.clock.run({ stop: () => task.ended });
+      if (task.ended) break;
+      if (reason === 'idle') throw new SimulatorBug(`deadlock: ${this.host.scheduler.deadlockReport().join('; ')}`);
+      throw new SimulatorBug(`${what} did not end before the ${reason}`);
+    }
+    if (task.state === 'failed') throw task.error;
+    return task.result as T;
+  }
+
+  /** Enumeration, IOMMU, drivers. Time 0 is when this is done. */
+  boot(): void {
+    if (this.booted) return;
+    this.booted = true;
+    this.framesAtStart = this.host.frames.inUse;
+    this.execute('boot', boot(this.host));
+    this.clock.run({ untilNs: 0 });
+  }
+
+  /** Runs the topology's processes to their end, or to `stopAt`; may be called again to go on from there. */
+  run(options: RunOptions = {}): RunEnd {
+    this.boot();
+    if (this.end !== undefined && this.end !== 'stopped') return this.end;
+    if (!this.begun) this.scenario.begin(this.loaded.topology);
+    this.begun = true;
+    this.end = this.runEvents(options);
+    if (this.end === 'finished' || this.end === 'deadlock') this.finish();
+    return this.end;
+  }
+
+  private runEvents({ stopAt, onSlice }: RunOptions): RunEnd {
+    const reached = this.stopCondition(stopAt);
+    const untilNs = stopAt?.at === 'time' ? stopAt.timeNs : undefined;
+    for (;;) {
+      const sliceEnd = this.clock.events + SLICE_EVENTS;
+      const reason = this.clock.run({ ...(untilNs === undefined ? {} : { untilNs }), stop: () => reached() || this.clock.events >= sliceEnd });
+      if (reason === 'time-limit' || reason === 'event-limit') return reason;
+      if (reason === 'until') return 'stopped';
+      if (reason === 'stopped') {
+        if (reached()) return 'stopped';
+        onSlice?.();
+        continue;
+      }
+      if (untilNs !== undefined && this.scenario.unfinished().length > 0 && this.host.scheduler.blocked().length === 0) return 'stopped';
+      this.deadlock = this.host.scheduler.deadlockReport();
+      return this.deadlock.length > 0 ? 'deadlock' : 'finished';
+    }
+  }
+
+  private stopCondition(stopAt: StopPoint | undefined): () => boolean {
+    if (stopAt?.at === 'event') return () => this.clock.events >= stopAt.index;
+    if (stopAt?.at === 'before-teardown') {
+      this.scenario.pauseBeforeTeardown = true;
+      return () => this.scenario.teardownBegun;
+    }
+    if (stopAt?.at === 'record') {
+      const kind = this.trace.kinds.find((candidate) => candidate.name === stopAt.kind);
+      return () => kind !== undefined && (this.counts[kind.id] ?? 0) >= stopAt.count;
+    }
+    return () => false;
+  }
+
+  /** Takes the machine down and balances the books. */
+  private finish(): void {
+    const { frames, core } = this.host;
+    if (this.end === 'finished') this.execute('shutdown', shutdown(this.host));
+    const { pasids, domains } = core.usage;
+    this.leaks = { pasids, pinnedPages: frames.pinnedPages, domains, frames: this.end === 'finished' ? frames.inUse - this.framesAtStart - this.kernelFrames() : 0 };
+    this.invariants = this.checkers.finish();
+  }
+
+  /** Frames that belong to the IOMMU driver as long as the kernel runs: queues and root tables. */
+  private kernelFrames(): number {
+    return this.host.frames.usage().filter(({ owner }) => owner.startsWith('dmar')).reduce((sum, { frames }) => sum + frames, 0);
+  }
+
+  summary(): Summary {
+    const { topology } = this.loaded;
+    const flows = [...this.scenario.flows].map((flow) => flow.summary());
+    const counters = Object.fromEntries(this.trace.kinds.flatMap((kind) => (this.counts[kind.id] === undefined ? [] : [[kind.name, this.counts[kind.id]!]])));
+    const ended = this.end === 'finished' || this.end === 'deadlock';
+    const invariants: InvariantSummary[] = [
+      ...(ended ? this.invariants : this.checkers.summaries()),
+      { name: 'no deadlock', status: this.deadlock.length === 0 ? 'ok' : 'violated', checked: 1, violations: this.deadlock },
+    ];
+    const unmet = ended ? unmetExpectations(topology, flows, counters, this.dmesg()) : [];
+    // a flow that was told to fail is judged by `expect`
+    const expected = topology.expect.flows ?? {};
+    const failed = flows.some((flow) => flow.status === 'failed' && expected[flow.name]?.status !== 'failed');
+    const leaking = Object.values(this.leaks).some((count) => count !== 0);
+    const passed = !failed && unmet.length === 0 && this.scenario.failures.length === 0 && !leaking && invariants.every(({ status }) => status === 'ok');
+    return {
+      topology: this.name, seed: this.host.settings.seed, end: this.end ?? 'stopped', virtualTimeNs: this.clock.now, events: this.clock.events,
+      flows, stepFailures: this.scenario.failures, unmetExpectations: unmet, invariants, counters, leaks: this.leaks, traceHash: this.trace.hash,
+      verdict: this.end === 'time-limit' || this.end === 'event-limit' ? 'limit' : passed ? 'pass' : 'fail',
+    };
+  }
+
+  /** Kernel log lines as dmesg prints them; boot has negative times. */
+  dmesg(): string[] {
+    return this.host.log.lines.map(({ timeNs, text }) => `[${(timeNs / 1e9).toFixed(6).padStart(12)}] ${text}`);
+  }
+
+  lspci(options: LspciOptions = {}): string {
+    const { pci, drivers } = this.host;
+    return lspci(pci.devices, {
+      ...options,
+      iommuGroupOf: (fn) => this.groupOf(fn),
+      driverOf: (fn) => drivers.driverOf(fn as Parameters<typeof drivers.driverOf>[0])?.name,
+    });
+  }
+
+  private groupOf(fn: unknown): number | undefined {
+    const { pci, iommu } = this.host;
+    const device = pci.devices.find((candidate) => candidate === fn);
+    return device === undefined || iommu === undefined ? undefined : pci.groupOf(device).id;
+  }
+
+  /** Table entries that translate an address now; a sentence when the target is unknown. */
+  walk(target: WalkTarget): WalkReport | string {
+    return walk(this, target);
+  }
+
+  // --- Inspectable ---
+
+  get deviceNames(): string[] {
+    return this.host.devices.models.map((model) => model.topology.name);
+  }
+
+  sourceIdOf(device: string): number | undefined {
+    return this.host.devices.models.find((model) => model.topology.name === device || model.bdf === device)?.function.requesterId;
+  }
+
+  get processNames(): string[] {
+    return [...this.scenario.programs.keys()];
+  }
+
+  pasidOf(process: string): number | undefined {
+    const program = this.scenario.programs.get(process);
+    for (const device of this.host.pci.devices) {
+      const pasid = program === undefined ? NO_PASID : this.host.core.svaGetPasid(device, program.process.mm);
+      if (pasid > 0 && pasid < 2 ** 20) return pasid;
+    }
+    return undefined;
+  }
+
+  bufferAddress(process: string, buffer: string): number | undefined {
+    return this.scenario.programs.get(process)?.addressOf(buffer);
+  }
+
+  explainWalk(sourceId: number, pasid: number, page: number, access: number): ReturnType<Inspectable['explainWalk']> {
+    const { unit } = this.host;
+    if (unit !== undefined) return unit.backEnd.explainWalk(sourceId, pasid, page, access);
+    return { steps: [], page, pages: 1, read: true, write: true, execute: true, reason: 0, text: `no IOMMU: ${hexPage(page)} is physical` };
+  }
+
+  /** Adds a checker of one's own; before `run`. */
+  addChecker(checker: Checker): CheckerSet {
+    return new CheckerSet(this.trace, [checker]);
+  }
+}
+
+/** Loads or checks a topology and composes the machine. Throws InvalidInput with every problem. */
+export function createMachineSync(source: string | TopologyInput, options: MachineOptions = {}): Machine {
+  const loaded = typeof source === 'string' ? loadTopology(source) : checkTopology(source, options.directory);
+  return new Machine(loaded, options);
+}

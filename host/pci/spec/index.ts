@@ -1,0 +1,5 @@
+/** Everything about configuration space that hardware and kernel share. */
+export * from './config-header.js';
+export * from './capabilities.js';
+export * from './extended-capabilities.js';
+export * from './page-request.js';

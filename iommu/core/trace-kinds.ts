@@ -1,0 +1,68 @@
+/** The core's records in the story of a run, named as the kernel's trace events and the proposal's. */
+import { FAULT_DMA_UNRECOV, type FaultReport, type PageResponseCode } from './ops.js';
+import type { Trace, TraceKind } from '../../sim/trace.js';
+
+export const CODE_NUMBER: Readonly<Record<PageResponseCode, number>> = { SUCCESS: 0, INVALID: 1, FAILURE: 2 };
+
+export class CoreTrace {
+  readonly trace: Trace;
+  private readonly devFaultKind: TraceKind;
+  private readonly devPageResponseKind: TraceKind;
+  readonly svaBind: TraceKind;
+  readonly svaUnbind: TraceKind;
+  readonly mmExit: TraceKind;
+  readonly pasidAlloc: TraceKind;
+  readonly pasidFree: TraceKind;
+  readonly map: TraceKind;
+  readonly unmap: TraceKind;
+  readonly attach: TraceKind;
+  readonly detach: TraceKind;
+  readonly discard: TraceKind;
+  private readonly scope: string;
+
+  /** @param scope prefix of device names that tells one kernel's devices from another's; empty for the host */
+  constructor(trace: Trace, scope: string) {
+    this.trace = trace;
+    this.scope = scope;
+    this.devFaultKind = trace.define('iommu:dev_fault', [
+      ['device', 'str'], ['type', 'dec'], ['reason', 'dec'], ['addr', 'page'], ['pasid', 'dec'], ['group', 'dec'], ['last', 'bool'], ['prot', 'hex'],
+    ]);
+    this.devPageResponseKind = trace.define('iommu:dev_page_response', [
+      ['device', 'str'], ['code', 'dec'], ['addr', 'page'], ['pasid', 'dec'], ['group', 'dec'],
+    ]);
+    this.svaBind = trace.define('iommu:sva_bind', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['refs', 'dec']]);
+    this.svaUnbind = trace.define('iommu:sva_unbind', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['refs', 'dec']]);
+    this.mmExit = trace.define('iommu:mm_exit', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['callback', 'bool'], ['result', 'dec']]);
+    this.pasidAlloc = trace.define('iommu:pasid_alloc', [['kernel', 'str'], ['pasid', 'dec'], ['owner', 'str']]);
+    this.pasidFree = trace.define('iommu:pasid_free', [['kernel', 'str'], ['pasid', 'dec'], ['owner', 'str']]);
+    this.map = trace.define('iommu:map', [['domain', 'dec'], ['iova', 'page'], ['paddr', 'hex'], ['size', 'hex']]);
+    this.unmap = trace.define('iommu:unmap', [['domain', 'dec'], ['iova', 'page'], ['size', 'hex'], ['unmapped_size', 'hex']]);
+    this.attach = trace.define('iommu:attach_device_to_domain', [['device', 'str'], ['domain', 'dec'], ['type', 'str'], ['pasid', 'dec']]);
+    this.detach = trace.define('iommu:detach_device_from_domain', [['device', 'str'], ['domain', 'dec'], ['type', 'str'], ['pasid', 'dec']]);
+    this.discard = trace.define('iommu:iopf_discard', [['device', 'str'], ['requests', 'dec']]);
+  }
+
+  get kernel(): number {
+    return this.trace.intern(this.scope === '' ? 'host' : this.scope);
+  }
+
+  /** Number of a device's name. */
+  nameOf(device: { readonly name: string }): number {
+    return this.trace.intern(this.scope === '' ? device.name : `${this.scope}/${device.name}`);
+  }
+
+  devFault(name: number, report: FaultReport): void {
+    const { fault } = report;
+    if (fault.type === FAULT_DMA_UNRECOV) {
+      this.trace.record(this.devFaultKind, report.correlation, name, fault.type, fault.reason, fault.page, fault.pasid, 0, 0, fault.access);
+    } else {
+      this.trace.record(
+        this.devFaultKind, report.correlation, name, fault.type, 0, fault.page, fault.pasid, fault.prgIndex, fault.last ? 1 : 0, fault.access,
+      );
+    }
+  }
+
+  devPageResponse(name: number, correlation: number, code: PageResponseCode, page: number, pasid: number, prgIndex: number): void {
+    this.trace.record(this.devPageResponseKind, correlation, name, CODE_NUMBER[code], page, pasid, prgIndex);
+  }
+}
