@@ -17,7 +17,25 @@ export class Mailbox {
 
   deliver(delivery: () => void): void {
     this.queue.push(delivery);
-    if (this.draining) return;
+    if (!this.draining) this.drain();
+  }
+
+  /** `subject.next(value)` in its turn; at once, and without a closure, when nothing is being delivered. */
+  deliverTo<T>(subject: Subject<T>, value: T): void {
+    if (this.draining) {
+      this.queue.push(() => subject.next(value));
+      return;
+    }
+    this.draining = true;
+    try {
+      subject.next(value);
+    } finally {
+      this.draining = false;
+      if (this.queue.length > 0) this.drain();
+    }
+  }
+
+  private drain(): void {
     this.draining = true;
     try {
       for (let i = 0; i < this.queue.length; i++) this.queue[i]!();
@@ -56,11 +74,10 @@ class WireObservable<T> extends Observable<T> {
         return super.subscribe(observerOrNext ?? {});
       }
       const observer = observerOrNext;
-      return super.subscribe({ ...observer, next: (value) => guard(mailbox, () => observer.next!(value)) });
+      return super.subscribe({ ...observer, next: guarded(mailbox, (value) => observer.next!(value)) });
     }
-    const next = observerOrNext;
     return super.subscribe({
-      next: (value) => guard(mailbox, () => next(value)),
+      next: guarded(mailbox, observerOrNext),
       ...(error == null ? {} : { error }),
       ...(complete == null ? {} : { complete }),
     });
@@ -69,12 +86,14 @@ class WireObservable<T> extends Observable<T> {
 
 /* oxlint-enable typescript/no-deprecated */
 
-function guard(mailbox: Mailbox, run: () => void): void {
-  try {
-    run();
-  } catch (error) {
-    mailbox.onError(error);
-  }
+function guarded<T>(mailbox: Mailbox, next: (value: T) => void): (value: T) => void {
+  return (value) => {
+    try {
+      next(value);
+    } catch (error) {
+      mailbox.onError(error);
+    }
+  };
 }
 
 export class Channel<T> {
@@ -96,7 +115,7 @@ export class Channel<T> {
   }
 
   publish(value: T): void {
-    this.mailbox.deliver(() => this.subject.next(value));
+    this.mailbox.deliverTo(this.subject, value);
   }
 
   /** Ends every subscription: for teardown. */

@@ -10,8 +10,7 @@ interface Entry {
   readonly frame: number;
   readonly pages: number;
   writable: boolean;
-  /** Removed or restricted, but not yet invalidated: still allowed as it was. */
-  retiring: boolean;
+  /** Was writable until a moment ago, and the invalidation that says so is still under way. */
   lateWrite: boolean;
 }
 
@@ -19,7 +18,9 @@ const LEAVES = [1, 512, 0x4_0000];
 
 /** Leaf entries of one page table by first page; old ones linger until invalidated. */
 class Shadow {
-  readonly live = new Map<number, Entry>();
+  private readonly live = new Map<number, Entry>();
+  /** Live entries by first frame; of several the last one set. */
+  private readonly byFrame = new Map<number, Entry>();
   private retired: { page: number; entry: Entry }[] = [];
 
   set(page: number, frame: number, pages: number, writable: boolean): void {
@@ -30,7 +31,9 @@ class Shadow {
       return;
     }
     if (old !== undefined) this.clear(page, false);
-    this.live.set(page, { frame, pages, writable, retiring: false, lateWrite: false });
+    const entry = { frame, pages, writable, lateWrite: false };
+    this.live.set(page, entry);
+    this.byFrame.set(frame, entry);
   }
 
   /** @param final nobody may use the entry from now on */
@@ -38,6 +41,7 @@ class Shadow {
     const entry = this.live.get(page);
     if (entry === undefined) return;
     this.live.delete(page);
+    if (this.byFrame.get(entry.frame) === entry) this.byFrame.delete(entry.frame);
     if (!final) this.retired.push({ page, entry });
   }
 
@@ -55,6 +59,13 @@ class Shadow {
     return this.retired.some(({ page: base, entry }) => page >= base && page < base + entry.pages && entry.frame + (page - base) === frame);
   }
 
+  /** True when some page maps the frame, or maps it no more but has not been invalidated. */
+  reaches(frame: number, write: boolean): boolean {
+    const base = this.byFrame.get(frame) ?? this.byFrame.get(frame - (frame % 512)) ?? this.byFrame.get(frame - (frame % 0x4_0000));
+    if (base !== undefined && base.frame + base.pages > frame && (!write || base.writable || base.lateWrite)) return true;
+    return this.retired.some(({ entry }) => frame >= entry.frame && frame < entry.frame + entry.pages);
+  }
+
   private *lateWriters(start: number, end: number): Generator<Entry> {
     for (const [page, entry] of this.live) if (entry.lateWrite && page + entry.pages > start && page < end) yield entry;
   }
@@ -64,16 +75,26 @@ class Shadow {
 export class DmaInsideMappings extends Checker {
   readonly name = 'no DMA lands outside a live mapping';
   readonly kinds = [
-    'pci:dma', 'mm:set_pte', 'mm:clear_pte', 'mm:invalidated', 'mm:exit_mmap', 'mm:free', 'iommu:sva_bind',
+    'pci:dma', 'mm:set_pte', 'mm:clear_pte', 'mm:invalidated', 'mm:exit_mmap', 'mm:free', 'iommu:sva_bind', 'iommu:sva_unbind',
   ];
   private readonly spaces = new Map<number, Shadow>();
   private readonly exiting = new Set<number>();
   private readonly owners = new Map<number, number>();
+  /** source id → mms bound to the device */
+  private readonly bound = new Map<number, Set<number>>();
+  private readonly sourceOf: (deviceName: number) => number | undefined;
+
+  /** @param sourceOf source id of a device by the number of its name in the trace */
+  constructor(sourceOf: (deviceName: number) => number | undefined) {
+    super();
+    this.sourceOf = sourceOf;
+  }
 
   observe(kind: string, value: (argument: string) => number): void {
     switch (kind) {
       case 'pci:dma': return this.dma(value);
-      case 'iommu:sva_bind': return void this.owners.set(value('pasid'), value('mm'));
+      case 'iommu:sva_bind': return this.bind(value('device'), value('pasid'), value('mm'));
+      case 'iommu:sva_unbind': return this.unbind(value('device'), value('mm'), value('refs'));
       case 'mm:exit_mmap': return void this.exiting.add(value('mm'));
       case 'mm:free': return void this.spaces.delete(value('mm'));
       case 'mm:invalidated': return this.space(value('mm')).invalidated(value('start'), value('end'));
@@ -82,15 +103,38 @@ export class DmaInsideMappings extends Checker {
     }
   }
 
+  private bind(device: number, pasid: number, mm: number): void {
+    this.owners.set(pasid, mm);
+    const source = this.sourceOf(device);
+    if (source === undefined) return;
+    const mms = this.bound.get(source);
+    if (mms === undefined) this.bound.set(source, new Set([mm]));
+    else mms.add(mm);
+  }
+
+  private unbind(device: number, mm: number, refs: number): void {
+    const source = this.sourceOf(device);
+    if (refs === 0 && source !== undefined) this.bound.get(source)?.delete(mm);
+  }
+
   private dma(value: (argument: string) => number): void {
-    const pasid = value('pasid');
+    const pasid = value('pasid'), source = value('source');
+    const write = value('write') === 1;
+    const page = value('iova'), frame = value('physical');
+    // a translated request carries no PASID: the frame must be reachable in some mm bound to the device
+    if (value('translated') === 1) {
+      const mms = this.bound.get(source);
+      if (mms === undefined) return;
+      this.checked++;
+      for (const mm of mms) if (this.space(mm).reaches(frame, write)) return;
+      this.violate(`device ${hex(source)} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)}, which no mm bound to it maps`);
+      return;
+    }
     const mm = this.owners.get(pasid);
     if (mm === undefined) return;
     this.checked++;
-    const write = value('write') === 1;
-    const page = value('iova'), frame = value('physical');
     if (this.space(mm).allows(page, frame, write)) return;
-    this.violate(`device ${hex(value('source'))} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)} for address ${hexPage(page)} of PASID ${pasid} (mm ${mm}), which does not map it`);
+    this.violate(`device ${hex(source)} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)} for address ${hexPage(page)} of PASID ${pasid} (mm ${mm}), which does not map it`);
   }
 
   private space(mm: number): Shadow {
@@ -142,7 +186,8 @@ export class KernelDmaInsideDomains extends Checker {
 
   private dma(value: (argument: string) => number): void {
     const domain = this.attached.get(`${value('source')}/${value('pasid')}`);
-    if (domain === undefined) return;
+    // translated requests carry no PASID and a physical address: DmaInsideMappings judges them
+    if (domain === undefined || value('translated') === 1) return;
     this.checked++;
     const page = value('iova'), frame = value('physical');
     if (page >= 0xfee00 && page < 0xfef00 && page === frame) return;

@@ -9,7 +9,7 @@ export class FaultsStayWithTheirMm extends Checker {
   observe(kind: string, value: (argument: string) => number): void {
     if (kind === 'iommu:sva_bind') this.owners.set(value('pasid'), value('mm'));
     else if (kind === 'iommu:pasid_free') this.owners.delete(value('pasid'));
-    else {
+    else if (value('mm') !== 0) {
       this.checked++;
       const owner = this.owners.get(value('pasid'));
       if (owner !== value('mm')) this.violate(`a request of PASID ${value('pasid')} was served from mm ${value('mm')}, its owner is mm ${owner ?? 'nobody'}`);

@@ -8,10 +8,12 @@ import { PasidSingleOwner } from './pasids.js';
 
 export function standardCheckers(host: Host): Checker[] {
   const { trace, devices } = host;
+  const sources = new Map(devices.models.map((model) => [trace.intern(model.bdf), (model.topology.bdf.bus << 8) | (model.topology.bdf.device << 3) | model.topology.bdf.function]));
+  const sourceOf = (deviceName: number): number | undefined => sources.get(deviceName);
   return [
-    new DmaInsideMappings(),
+    new DmaInsideMappings(sourceOf),
     new KernelDmaInsideDomains(
-      (deviceName) => devices.models.find((model) => model.bdf === trace.strings[deviceName])?.function.requesterId,
+      sourceOf,
       (typeName) => trace.strings[typeName] !== 'identity',
     ),
     new GroupsAnsweredOnce(),

@@ -52,13 +52,14 @@ interface Parts {
 const FACTORIES: { readonly [M in DeviceTopology['model']]: (device: Extract<DeviceTopology, { model: M }>, parts: Parts, onDescriptor: (report: DescriptorReport) => void) => PciFunction } = {
   dsa: (device, parts, onDescriptor) => {
     const queues = workQueues(device);
+    const integrated = device.port === undefined;
     const pri = device.pri === false ? false : device.pri === true ? {} : { maxRequests: device.pri['max-requests'], prgResponsePasidRequired: device.pri['pasid-required'] };
     return new DsaDevice({
       ...parts, name: device.name, onComplete: onDescriptor,
       config: {
         wqs: queues.length, engines: device.engines, groups: device.groups, totalWqSize: queues.reduce((sum, queue) => sum + queue.size, 0),
         descriptorsPerEngine: device['engine-slots'], ats: device.ats, pri: pri === false ? false : { ...pri, groupPages: device['prefetch-pages'] },
-        pasidBits: device['pasid-bits'], siov: device.siov,
+        pasidBits: device['pasid-bits'], siov: device.siov, integrated,
       },
     }).function;
   },

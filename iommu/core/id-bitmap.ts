@@ -1,6 +1,7 @@
 /**
  * Which ids of a bounded space are taken: bits in chunks that exist only where ids are in use, so that an empty
- * space costs nothing and a million ids cost 128 KiB of bits. Finding a free id skips full chunks and full words.
+ * space costs nothing and a million ids cost 128 KiB of bits. Finding a free id skips full chunks, and the one run
+ * of taken ids that earlier searches have walked.
  */
 const CHUNK_BITS = 12;
 const CHUNK = 1 << CHUNK_BITS;
@@ -9,8 +10,6 @@ const WORDS = CHUNK / 32;
 class Chunk {
   readonly bits = new Int32Array(WORDS);
   used = 0;
-  /** No word before this one has a free bit. */
-  firstOpenWord = 0;
 }
 
 export class IdBitmap {
@@ -18,8 +17,9 @@ export class IdBitmap {
   readonly endId: number;
   count = 0;
   private readonly chunks: (Chunk | undefined)[] = [];
-  /** No chunk before this one has a free id. */
-  private firstOpenChunk = 0;
+  /** All ids of [runStart, runEnd) are taken. */
+  private runStart = 0;
+  private runEnd = 0;
 
   constructor(endId: number) {
     this.endId = endId;
@@ -40,8 +40,7 @@ export class IdBitmap {
     if ((chunk.bits[word]! & bit) !== 0) return false;
     chunk.bits[word]! |= bit;
     this.count++;
-    if (++chunk.used === CHUNK && index === this.firstOpenChunk) this.firstOpenChunk = index + 1;
-    while (chunk.firstOpenWord < WORDS && chunk.bits[chunk.firstOpenWord] === -1) chunk.firstOpenWord++;
+    chunk.used++;
     return true;
   }
 
@@ -50,11 +49,9 @@ export class IdBitmap {
     if (!this.has(id)) return false;
     const index = id >>> CHUNK_BITS;
     const chunk = this.chunks[index]!;
-    const word = (id & (CHUNK - 1)) >> 5;
-    chunk.bits[word]! &= ~(1 << (id & 31));
+    chunk.bits[(id & (CHUNK - 1)) >> 5]! &= ~(1 << (id & 31));
     this.count--;
-    if (word < chunk.firstOpenWord) chunk.firstOpenWord = word;
-    if (index < this.firstOpenChunk) this.firstOpenChunk = index;
+    if (id >= this.runStart && id < this.runEnd) this.runEnd = id;
     if (--chunk.used === 0) this.chunks[index] = undefined;
     return true;
   }
@@ -62,8 +59,19 @@ export class IdBitmap {
   /** Lowest free id of first .. last, both included; -1 when all are taken. */
   lowestFree(first: number, last: number): number {
     const end = Math.min(last + 1, this.endId);
-    let id = Math.max(first, this.firstOpenChunk << CHUNK_BITS);
-    while (id < end) {
+    const known = first >= this.runStart && first <= this.runEnd;
+    const found = this.search(known ? this.runEnd : first, end);
+    const walkedTo = found < 0 ? end : found;
+    if (known) this.runEnd = Math.max(this.runEnd, walkedTo);
+    else if (walkedTo - first > this.runEnd - this.runStart) {
+      this.runStart = first;
+      this.runEnd = walkedTo;
+    }
+    return found;
+  }
+
+  private search(start: number, end: number): number {
+    for (let id = start; id < end; ) {
       const base = id - (id & (CHUNK - 1));
       const chunk = this.chunks[base >>> CHUNK_BITS];
       if (chunk === undefined) return id;
@@ -79,11 +87,6 @@ function lowestInChunk(chunk: Chunk, from: number): number {
   let word = from >> 5;
   // bits below `from` in its own word do not count
   let open = ~chunk.bits[word]! & (-1 << (from & 31));
-  if (word < chunk.firstOpenWord) {
-    word = chunk.firstOpenWord;
-    if (word === WORDS) return -1;
-    open = ~chunk.bits[word]!;
-  }
   while (open === 0) {
     if (++word === WORDS) return -1;
     open = ~chunk.bits[word]!;

@@ -7,7 +7,7 @@
 import { assert } from '../../sim/assert.js';
 import { PAGE_SIZE } from '../../sim/address.js';
 import { Errno, type ErrnoName } from '../../sim/errno.js';
-import { sleep, WaitQueue, type Mutex, type Steps } from '../../sim/task.js';
+import { Pause, WaitQueue, type Mutex, type Steps } from '../../sim/task.js';
 import { ACCESS_PRIVILEGED } from '../../host/pci/dma-port.js';
 import type { Device } from '../../host/device.js';
 import type { AddressSpace } from '../../host/mm/address-space.js';
@@ -165,22 +165,61 @@ export class FaultQueue implements IopfQueue {
     this.context.scheduler.spawn(`iopf_queue/${this.name}-${this.workers++}`, this.serve(), { daemon: true });
   }
 
+  /**
+   * A worker. P3: the faults of a group in order, the first failure skips the rest, one answer. All in one generator
+   * with one reusable sleep, because this loop bounds how many page requests a second can be handled.
+   */
   private *serve(): Steps {
-    const { clock, timing, scheduler } = this.context;
+    const { timing, scheduler } = this.context;
+    const { threadWakeNs, faultServiceNs } = timing.options;
+    const pause = new Pause(scheduler);
     const task = scheduler.current!;
     // a worker that waits for a lock is part of a deadlock; one that waits for work is not
     task.daemon = false;
-    yield* sleep(clock, timing.jittered(timing.options.threadWakeNs));
+    yield pause.of(timing.jittered(threadWakeNs));
     for (;;) {
       const group = this.take();
       if (group === undefined) {
         task.daemon = true;
-        yield* this.idle.wait();
+        yield this.idle;
         task.daemon = false;
-        yield* sleep(clock, timing.jittered(timing.options.threadWakeNs));
+        yield pause.of(timing.jittered(threadWakeNs));
         continue;
       }
-      if (!group.answered) yield* this.handle(group);
+      if (group.answered) {
+        this.finish(group);
+        continue;
+      }
+      const { record, partials } = group;
+      const count = partials === undefined ? 0 : partials.length;
+      let code: PageResponseCode = 'SUCCESS';
+      let mm: AddressSpace | undefined;
+      let mmPasid = 0;
+      let serviceNs = 0;
+      for (let i = 0; i <= count; i++) {
+        const request = (i < count ? partials![i]! : group.last).fault as PageRequest;
+        if (mm === undefined || request.pasid !== mmPasid) {
+          mm?.putAsync();
+          // the lookup does not sleep, so a lock that nobody holds need not be taken
+          if (this.svaLock.owner !== undefined) yield* this.svaLock.with(nothing);
+          mm = this.mmOf(record, request.pasid);
+          mmPasid = request.pasid;
+        }
+        let handled = false;
+        if (mm !== undefined) {
+          serviceNs += timing.jittered(faultServiceNs);
+          handled = (yield* mm.handleFault(request.page * PAGE_SIZE, request.access & ~ACCESS_PRIVILEGED)) === 'handled';
+        }
+        if (!handled) {
+          code = 'INVALID';
+          if (!this.unsticky) break;
+        }
+      }
+      if (serviceNs > 0) yield pause.of(serviceNs);
+      // the last user's put tears the mm down and flushes this very queue, so it must not happen in a worker (M5)
+      if (this.putInWorker && mm !== undefined) yield* mm.put();
+      else mm?.putAsync();
+      this.respond(group, code);
       this.finish(group);
     }
   }
@@ -197,41 +236,6 @@ export class FaultQueue implements IopfQueue {
       this.workHead = 0;
     }
     return group;
-  }
-
-  /** P3: faults in order, the first failure skips the rest, one answer. */
-  private *handle(group: FaultGroup): Steps {
-    const { clock, timing } = this.context;
-    const { record, partials } = group;
-    const count = partials === undefined ? 0 : partials.length;
-    let code: PageResponseCode = 'SUCCESS';
-    let mm: AddressSpace | undefined;
-    let mmPasid = 0;
-    let serviceNs = 0;
-    for (let i = 0; i <= count; i++) {
-      const request = (i < count ? partials![i]! : group.last).fault as PageRequest;
-      if (mm === undefined || request.pasid !== mmPasid) {
-        mm?.putAsync();
-        if (!this.svaLock.tryLock()) yield* this.svaLock.lock();
-        mm = this.mmOf(record, request.pasid);
-        this.svaLock.unlock();
-        mmPasid = request.pasid;
-      }
-      let handled = false;
-      if (mm !== undefined) {
-        serviceNs += timing.jittered(timing.options.faultServiceNs);
-        handled = (yield* mm.handleFault(request.page * PAGE_SIZE, request.access & ~ACCESS_PRIVILEGED)) === 'handled';
-      }
-      if (!handled) {
-        code = 'INVALID';
-        if (!this.unsticky) break;
-      }
-    }
-    if (serviceNs > 0) yield* sleep(clock, serviceNs);
-    // the last user's put tears the mm down and flushes this very queue, so it must not happen in a worker (M5)
-    if (this.putInWorker && mm !== undefined) yield* mm.put();
-    else mm?.putAsync();
-    this.respond(group, code);
   }
 
   /** The process' address space, with a use taken; undefined when there is none the device may fault in (P4). */
@@ -294,3 +298,6 @@ export class FaultQueue implements IopfQueue {
     );
   }
 }
+
+/* oxlint-disable-next-line require-yield -- taking the lock is all */
+function* nothing(): Steps {}

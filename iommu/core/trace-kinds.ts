@@ -18,6 +18,8 @@ export class CoreTrace {
   readonly attach: TraceKind;
   readonly detach: TraceKind;
   readonly discard: TraceKind;
+  /** A request of a group as it was handled: `mm` 0 when nobody owns the PASID. */
+  readonly handle: TraceKind;
   private readonly scope: string;
 
   /** @param scope prefix of device names that tells one kernel's devices from another's; empty for the host */
@@ -39,6 +41,7 @@ export class CoreTrace {
     this.unmap = trace.define('iommu:unmap', [['domain', 'dec'], ['iova', 'page'], ['size', 'hex'], ['unmapped_size', 'hex']]);
     this.attach = trace.define('iommu:attach_device_to_domain', [['device', 'str'], ['domain', 'dec'], ['type', 'str'], ['pasid', 'dec']]);
     this.detach = trace.define('iommu:detach_device_from_domain', [['device', 'str'], ['domain', 'dec'], ['type', 'str'], ['pasid', 'dec']]);
+    this.handle = trace.define('iommu:iopf_handle', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['addr', 'page'], ['handled', 'bool']]);
     this.discard = trace.define('iommu:iopf_discard', [['device', 'str'], ['requests', 'dec']]);
   }
 

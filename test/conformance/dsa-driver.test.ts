@@ -288,3 +288,22 @@ describe('software errors', () => {
     expect(world.log.lines.filter((line) => line.text.includes('err[')).length).toBe(4);
   });
 });
+
+describe('a run', () => {
+  const story = (seed: number): string => {
+    const world = started({ seed, dsa: { pri: { groupPages: 4 } } });
+    const { client, owner } = open(world, 'story', 'wq0.1');
+    world.run((function* () {
+      const area = yield* owner.process.mm.mmap(0x40_0000);
+      yield* client.run({ opcode: OPCODE.MEMFILL, destination: area, pattern: [7, 7], size: 0x4_0000, flags: 2 });
+      yield* client.run({ opcode: OPCODE.MEMMOVE, source: area, destination: area + 0x10_0000, size: 0x4_0000, flags: 2 });
+      yield* owner.process.exit();
+    })());
+    return world.trace.hash;
+  };
+
+  it('is a function of its seed', () => {
+    expect(story(3)).toBe(story(3));
+    expect(story(3)).not.toBe(story(4));
+  });
+});

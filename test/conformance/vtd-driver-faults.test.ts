@@ -65,9 +65,10 @@ describe('a fault', () => {
     expect(world.log.suppressed).toBe(70);
   });
 
-  it('storm overflows the records: some are lost, the event is not', () => {
+  it('storm of many functions overflows the records: some are lost, the event is not', () => {
     const { world, dsa, reports } = faulting();
-    for (let i = 0; i < 40; i++) world.dma(dsa, 0x1000 + i, true);
+    const others = Array.from({ length: 8 }, (_, i) => world.function({ sourceId: 0x40 + 8 * i }));
+    for (const other of others) world.dma(other, 0x1000, true);
     world.settle();
     expect(reports).toHaveLength(4);
     world.dma(dsa, 0x2000, true);

@@ -9,15 +9,18 @@ interface Listening {
   readonly world: DriverWorld;
   readonly dsa: TestFunction;
   readonly reports: FaultReport[];
+  readonly pasid: number;
 }
 
-/** A function with page requests on; the core is not asked: reports are noted, answers are the test's. */
+/** A function with page requests on and a bound process; what the driver reports is noted. */
 function listening(options: ConstructorParameters<typeof DriverWorld>[0] = {}): Listening {
   const world = new DriverWorld(options).start();
   const dsa = world.svaFunction();
+  const pasid = world.run(world.core.svaBind(dsa, world.process()));
+  world.take();
   const reports: FaultReport[] = [];
   world.driver.faults.values$.subscribe((report) => reports.push(report));
-  return { world, dsa, reports };
+  return { world, dsa, reports, pasid };
 }
 
 /** Puts descriptors (pairs of 64-bit words) into the ring behind the tail, as hardware would, and interrupts. */
@@ -121,9 +124,9 @@ describe('the interrupt thread', () => {
   });
 
   it('takes a whole burst in one pass, in order, and wraps', () => {
-    const { world, dsa, reports } = listening({ driver: { prqOrder: 0 } });
+    const { world, dsa, reports, pasid } = listening({ driver: { prqOrder: 0 } });
     for (let burst = 0; burst < 5; burst++) {
-      for (let i = 0; i < 100; i++) world.unit.pageRequest(dsa.sourceId, 1, burst * 100 + i, ACCESS_READ, false, 0);
+      for (let i = 0; i < 100; i++) world.unit.pageRequest(dsa.sourceId, pasid, burst * 100 + i, ACCESS_READ, false, 0);
       world.settle();
     }
     expect(reports.map(({ fault }) => (fault as PageRequest).page)).toEqual(Array.from({ length: 500 }, (_, i) => i));
@@ -131,12 +134,12 @@ describe('the interrupt thread', () => {
   });
 
   it('runs again for requests that arrive while it works', () => {
-    const { world, dsa, reports } = listening();
+    const { world, dsa, reports, pasid } = listening();
     let more = 3;
     world.driver.faults.values$.subscribe(() => {
-      if (more-- > 0) world.unit.pageRequest(dsa.sourceId, 1, 100 + more, ACCESS_READ, false, 0);
+      if (more-- > 0) world.unit.pageRequest(dsa.sourceId, pasid, 100 + more, ACCESS_READ, false, 0);
     });
-    world.unit.pageRequest(dsa.sourceId, 1, 7, ACCESS_READ, false, 0);
+    world.unit.pageRequest(dsa.sourceId, pasid, 7, ACCESS_READ, false, 0);
     world.settle();
     expect(reports).toHaveLength(4);
     expect([world.unit.read(REG.PQH, 8), world.unit.read(REG.PQT, 8)]).toEqual([128, 128]);

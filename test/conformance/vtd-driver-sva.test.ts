@@ -172,7 +172,7 @@ describe('svaDetach (flow 2b)', () => {
     expect(it.world.core.usage.pendingRequests).toBe(0);
     expect(it.world.driver.units[0]!.pageRequests!.requests).toBe(5);
     it.world.settle();
-    expect(it.dsa.responses.map((line) => Number(line.split(' ')[0])).toSorted()).toEqual([0, 1, 2, 3, 4]);
+    expect(it.dsa.responses.map((line) => Number(line.split(' ')[0])).toSorted((a, b) => a - b)).toEqual([0, 1, 2, 3, 4]);
   });
 
   it('would return early without the drain (defect vtd-driver.skip-prq-drain)', () => {

@@ -87,6 +87,15 @@ describe('accessed and dirty bits of the second level (3.7.2)', () => {
   });
 });
 
+it('asks the second level before it writes into a first-level table that it found in the structure cache', () => {
+  const world = new TranslationWorld().scalable(3n);
+  for (const level of [0, 1, 2, 3]) world.or(flAt(level), A);
+  world.poke(flAt(0) + 8, (0x1555n << 12n) | P | RW | US);
+  // guest page 0x20 holds the leaves and may only be read
+  world.poke(0x5_0000 + 0x20 * 8, 0x2_0001n);
+  expect([world.read(PAGE, 5), world.read(PAGE + 1, 5), world.peek(flAt(0) + 8) & A]).toEqual([TARGET, -0x77, 0n]);
+});
+
 /** Memory of somebody else who changes a word between the walk's load and its update, `races` times. */
 class RacingRam extends Ram {
   races = 0;

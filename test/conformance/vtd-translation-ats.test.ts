@@ -236,7 +236,7 @@ describe('device-TLB invalidation (4.2; flow 2e)', () => {
       for (let i = 0; i < 33; i++) world.backEnd.invalidateDeviceTlb(DEVICE, 5, i, 1, false, (result) => ends.push(`${result} at ${world.clock.now}`));
       expect(ends).toEqual([]);
       expect(world.clock.run()).toBe('idle');
-      expect(ends).toEqual([...Array(32).fill(`timed-out at ${TIMEOUT}`), `timed-out at ${2 * TIMEOUT}`]);
+      expect(ends).toEqual([...Array<string>(32).fill(`timed-out at ${TIMEOUT}`), `timed-out at ${2 * TIMEOUT}`]);
     }
   });
 

@@ -1,6 +1,8 @@
 /** QEMU's educational device (docs/specs/edu.rst), first as a bus sees it, then under its driver. */
 import { beforeEach, describe, expect, it } from 'vitest';
 import type { Mmio } from '../../sim/mmio.js';
+import { Random } from '../../sim/random.js';
+import { HoldingPort } from '../../host/pci/hardware/holding-port.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { DsaWorld } from '../fixtures/dsa-world.js';
 import { SvaWorld } from '../fixtures/sva-world.js';
@@ -8,9 +10,12 @@ import { SvaWorld } from '../fixtures/sva-world.js';
 class EduWorld extends DsaWorld {
   readonly edu: EduDevice;
 
-  constructor(config: ConstructorParameters<typeof EduDevice>[0]['config'] = {}, defects: readonly string[] = []) {
+  constructor(config: ConstructorParameters<typeof EduDevice>[0]['config'] = {}, defects: readonly string[] = [], holdSeed?: number) {
     super();
-    this.edu = new EduDevice({ name: 'edu0', clock: this.clock, scheduler: this.scheduler, timing: this.fabric.timing, trace: this.trace, config, defects: new Set(defects) });
+    this.edu = new EduDevice({
+      name: 'edu0', clock: this.clock, scheduler: this.scheduler, timing: this.fabric.timing, trace: this.trace, config, defects: new Set(defects),
+      ...(holdSeed === undefined ? {} : { wrapPort: (port) => new HoldingPort({ port, clock: this.clock, random: new Random(holdSeed), probability: 0.7, maxHoldNs: 2_000 }) }),
+    });
     this.complex.insert(this.complex.rootBuses[0]!, 0x10, this.edu.function);
     this.complex.configWrite(0, 0x10, 4, 2, 6);
     this.mmio.write(0x8_0000, 4, 0xfee0_0000);
@@ -130,6 +135,24 @@ describe('the educational device', () => {
     world.settle();
     world.complex.configWrite(0, 0x10, 4, 2, 6);
     expect([mmio.read(8, 4), mmio.read(0x98, 4), mmio.read(0x24, 4), world.messages.length]).toEqual([0, 0, 0, 0]);
+  });
+});
+
+describe('behind a port that holds at random', () => {
+  it('moves the same bytes', () => {
+    for (let seed = 1; seed <= 10; seed++) {
+      const world = new EduWorld({}, [], seed);
+      const data = Uint8Array.from({ length: 4096 }, (_, i) => (i * seed) & 0xff);
+      world.ram.write(0x10_0123, data, 0, 4096);
+      for (const [source, target, command] of [[0x10_0123, 0x4_0000, 1], [0x4_0000, 0x20_0456, 3]] as const) {
+        world.mmio.write(0x80, 8, source, 0);
+        world.mmio.write(0x88, 8, target, 0);
+        world.mmio.write(0x90, 8, 4096, 0);
+        world.mmio.write(0x98, 8, command, 0);
+        world.settle();
+      }
+      expect(Buffer.compare(world.bytes(0x20_0456, 4096), data)).toBe(0);
+    }
   });
 });
 

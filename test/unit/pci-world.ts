@@ -1,14 +1,12 @@
 /** The smallest machine in which a PCI function can do DMA, and an agent that translates with a plain map. */
 import { VirtualClock } from '../../sim/clock.js';
 import { Ram } from '../../sim/memory.js';
-import type { Mmio } from '../../sim/mmio.js';
 import { Random } from '../../sim/random.js';
 import { Scheduler, type Steps } from '../../sim/task.js';
 import { Trace } from '../../sim/trace.js';
 import type { InterruptSink } from '../../host/interrupts.js';
 import {
-  ATTR_TRANSLATED, DMA_DONE, DMA_HELD, DMA_UR, PRG_INVALID, PRG_SUCCESS, type DmaPort, type DmaStatus, type FunctionRouter,
-  type TranslationAgent, type TranslationCompletion,
+  ATTR_TRANSLATED, DMA_DONE, DMA_HELD, DMA_UR, PRG_SUCCESS, type DmaPort, type DmaStatus, type TranslationAgent, type TranslationCompletion,
 } from '../../host/pci/dma-port.js';
 import type { FunctionPort } from '../../host/pci/hardware/function-port.js';
 import { Fabric } from '../../host/pci/hardware/fabric.js';
@@ -252,6 +250,3 @@ export class Listener {
 export function bytes(length: number, first = 0): Uint8Array {
   return Uint8Array.from({ length }, (_, i) => (first + i * 7 + (i >> 8)) & 0xff);
 }
-
-export type { FunctionRouter, Mmio };
-export { PRG_INVALID };

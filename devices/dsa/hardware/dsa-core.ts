@@ -40,7 +40,7 @@ export interface DsaConfig {
   readonly blockOnFault: boolean;
 }
 
-/** As a Sapphire Rapids part reports itself; eight read buffers an engine would be more than anybody fills. */
+/** Sizes of a Sapphire Rapids part: 8 queues, 4 engines, 4 groups, 128 entries. */
 export const DEFAULT_DSA_CONFIG: DsaConfig = {
   wqs: 8, engines: 4, groups: 4, totalWqSize: 128, maxTransferShift: 31, maxBatchShift: 10, readBuffers: 32, descriptorsPerEngine: 8, blockOnFault: true,
 };

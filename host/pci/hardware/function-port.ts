@@ -67,7 +67,7 @@ export class FunctionPort implements DmaPort {
   /** Requests that were refused with Unsupported Request before any agent saw them. */
   refused = 0;
   /** @internal time of the last message on its way here */
-  nextArrivalNs = 0;
+  nextArrivalNs = -Infinity;
   /** @internal */
   heldOperations = 0;
   /** @internal the agent's name of what it holds */

@@ -184,11 +184,11 @@ export class IntelIommu implements IommuOps {
   }
 
   *enableFeature(device: Device, feature: DeviceFeature): Steps {
-    yield* this.features.enable(this.require(device, 'EINVAL'), feature);
+    yield* this.features.enable(this.known(device, 'EINVAL'), feature);
   }
 
   *disableFeature(device: Device, feature: DeviceFeature): Steps {
-    yield* this.features.disable(this.require(device, 'EINVAL'), feature);
+    yield* this.features.disable(this.known(device, 'EINVAL'), feature);
   }
 
   featureEnabled(device: Device, feature: DeviceFeature): boolean {
@@ -220,7 +220,7 @@ export class IntelIommu implements IommuOps {
   /** EPERM an unmanaged domain while AUX is enabled (E24); ENODEV, ENOSPC, ENOMEM. */
   *attach(domain: IommuDomain, device: Device): Steps {
     const own = this.own(domain);
-    const info = this.require(device, 'ENODEV');
+    const info = this.known(device, 'ENODEV');
     if (info.auxEnabled && own.type === 'unmanaged') {
       throw new Errno('EPERM', `device ${device.name} has AUX enabled: an unmanaged domain can only be attached as an auxiliary one`);
     }
@@ -228,7 +228,7 @@ export class IntelIommu implements IommuOps {
   }
 
   *detach(domain: IommuDomain, device: Device): Steps {
-    const info = this.require(device, 'ENODEV');
+    const info = this.known(device, 'ENODEV');
     if (info.domain !== domain) throw new Errno('EINVAL', `domain ${domain.id} is not attached to device ${device.name}`);
     yield* this.attachment.detach(info);
   }
@@ -239,7 +239,7 @@ export class IntelIommu implements IommuOps {
 
   *auxAttach(domain: IommuDomain, device: Device): Steps {
     const own = this.own(domain);
-    const info = this.require(device, 'ENODEV');
+    const info = this.known(device, 'ENODEV');
     if (!info.auxEnabled) throw new Errno('EPERM', `AUX is not enabled on device ${device.name}`);
     if (own.type !== 'unmanaged') throw new Errno('EPERM', `domain ${own.id} is of type ${own.type}: auxiliary domains are unmanaged ones`);
     if (info.aux.has(own)) throw new Errno('EBUSY', `domain ${own.id} is attached to device ${device.name} already`);
@@ -259,7 +259,7 @@ export class IntelIommu implements IommuOps {
   }
 
   *auxDetach(domain: IommuDomain, device: Device): Steps {
-    const info = this.require(device, 'ENODEV');
+    const info = this.known(device, 'ENODEV');
     const own = this.own(domain);
     if (!info.aux.has(own)) throw new Errno('EINVAL', `domain ${own.id} is no auxiliary domain of device ${device.name}`);
     yield* this.detachAux(own, info);
@@ -272,7 +272,7 @@ export class IntelIommu implements IommuOps {
   }
 
   *svaAttach(device: Device, mm: AddressSpace, pasid: number): Steps {
-    const info = this.require(device, 'ENODEV');
+    const info = this.known(device, 'ENODEV');
     if (!info.svaEnabled) throw new Errno('ENODEV', `SVA is not enabled on device ${device.name}`);
     if (pasid < 1) throw new Errno('EINVAL', `PASID ${pasid} is not a process' (0 is for requests without one)`);
     if (pasid >= info.maxPasids) throw new Errno('ENOSPC', `PASID ${pasid} is beyond the ${info.maxPasids} of device ${device.name} and ${info.unit.name}`);
@@ -288,7 +288,7 @@ export class IntelIommu implements IommuOps {
   }
 
   *svaDetach(device: Device, pasid: number): Steps {
-    const info = this.require(device, 'ENODEV');
+    const info = this.known(device, 'ENODEV');
     if (!info.sva.has(pasid)) throw new Errno('ESRCH', `PASID ${pasid} is not installed for device ${device.name}`);
     if (info.requirePasidTable().isPresent(pasid)) yield* this.entries.tearDownPasidEntry(info, pasid);
     else yield* this.entries.clearSilenced(info, pasid, FLPT_DEFAULT_DID);
@@ -306,7 +306,7 @@ export class IntelIommu implements IommuOps {
   }
 
   svaCheckFormat(device: Device, mm: AddressSpace): void {
-    const { unit } = this.require(device, 'ENODEV');
+    const { unit } = this.known(device, 'ENODEV');
     if (mm.usesGigantic && !unit.capabilities.firstLevel1G) {
       throw new Errno('EINVAL', `${unit.name}: SVM disabled, incompatible 1GB page capability: ${mm.name} may have such pages`);
     }
@@ -380,7 +380,7 @@ export class IntelIommu implements IommuOps {
     return domain;
   }
 
-  private require(device: Device, code: 'ENODEV' | 'EINVAL'): VtdDevice {
+  private known(device: Device, code: 'ENODEV' | 'EINVAL'): VtdDevice {
     const info = this.devices.get(device);
     if (info === undefined) throw new Errno(code, `device ${device.name} is not behind a VT-d unit`);
     return info;

@@ -177,7 +177,7 @@ export class PageWalker {
       if (execute && noExecuteHere) return FAULT.EXECUTE;
       const leaf = level === 0 || ((lo & FL_PS) !== 0 && level <= 2 && (this.firstLeaves & (1 << level)) !== 0);
       // in a nested walk the address is guest-physical: its width is checked when the second level is asked
-      if ((lo & (leaf ? FIRST_LEAF_RESERVED[level]! : FIRST_TABLE_RESERVED[level]!)) !== 0 || false) return FAULT.FL_RESERVED;
+      if ((lo & (leaf ? FIRST_LEAF_RESERVED[level]! : FIRST_TABLE_RESERVED[level]!)) !== 0 || (!nested && (hi & this.beyondHost) !== 0)) return FAULT.FL_RESERVED;
       rights &= (lo & (FL_RW | FL_US)) | (noExecuteHere ? 0 : 1);
       // SMEP: privileged requests execute no user pages
       if (leaf && execute && privileged && root.supervisorNoExecute && (rights & FL_US) !== 0) return FAULT.EXECUTE;
