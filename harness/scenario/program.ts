@@ -36,6 +36,9 @@ interface Handle {
 /** Thrown at the next point where a signal is looked at. */
 class Killed extends Error {}
 
+/** The program called exit. */
+class Exited extends Error {}
+
 /** A step did not do what the topology says; the innermost step reports it. */
 class StepFailure extends Error {
   reported = false;
@@ -73,7 +76,7 @@ export class Program {
     try {
       yield* this.steps(steps, '');
     } catch (error) {
-      if (!(error instanceof Killed || error instanceof StepFailure)) throw error;
+      if (!(error instanceof Killed || error instanceof Exited || error instanceof StepFailure)) throw error;
       if (error instanceof Killed) for (const handle of this.handles.values()) if (handle.pending.length > 0) handle.flow.fail('process killed');
     }
     yield* this.world.beforeTeardown();
@@ -161,7 +164,7 @@ export class Program {
       for (let i = 0; i < step.repeat.times; i++) yield* this.steps(step.repeat.steps, `${path}repeat ${i + 1}, `);
       return;
     }
-    throw new Killed();
+    throw new Exited();
   }
 
   private *open(open: NonNullable<Step['open']>): Steps {

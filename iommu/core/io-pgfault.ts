@@ -197,7 +197,8 @@ export class FaultQueue implements IopfQueue {
       let mmPasid = 0;
       let serviceNs = 0;
       for (let i = 0; i <= count; i++) {
-        const request = (i < count ? partials![i]! : group.last).fault as PageRequest;
+        const report = i < count ? partials![i]! : group.last;
+        const request = report.fault as PageRequest;
         if (mm === undefined || request.pasid !== mmPasid) {
           mm?.putAsync();
           // the lookup does not sleep, so a lock that nobody holds need not be taken
@@ -210,6 +211,8 @@ export class FaultQueue implements IopfQueue {
           serviceNs += timing.jittered(faultServiceNs);
           handled = (yield* mm.handleFault(request.page * PAGE_SIZE, request.access & ~ACCESS_PRIVILEGED)) === 'handled';
         }
+        const { trace, handle } = this.context.trace;
+        trace.record(handle, report.correlation, record.name, request.pasid, mm === undefined ? 0 : mm.id, request.page, handled ? 1 : 0);
         if (!handled) {
           code = 'INVALID';
           if (!this.unsticky) break;
@@ -241,9 +244,7 @@ export class FaultQueue implements IopfQueue {
   /** The process' address space, with a use taken; undefined when there is none the device may fault in (P4). */
   private mmOf(record: DeviceRecord, pasid: number): AddressSpace | undefined {
     const bound = this.context.registry.bound.get(pasid);
-    if (bound === undefined) return undefined;
-    const bond = bondOf(bound, record);
-    if (bond === undefined || bond.state === 'ZOMBIE') return undefined;
+    if (bound === undefined || bondOf(bound, record) === undefined) return undefined;
     return bound.mm.get() ? bound.mm : undefined;
   }
 

@@ -102,7 +102,9 @@ export interface ProbedDevice {
 
 /**
  * An IOMMU driver. Calls that submit invalidations may sleep. Every refused call leaves the state unchanged.
- * The core serializes calls for one group; the driver need not.
+ * The core serializes calls for one group; the driver need not. Exceptions are `flush` and `svaInvalidate`, which may
+ * come at any time: they run under an mm's lock or without any, because a call that holds a group may wait for a
+ * fault worker that waits for that mm.
  */
 export interface IommuOps {
   readonly name: string;
@@ -111,7 +113,10 @@ export interface IommuOps {
 
   /** ENODEV when none of this driver's units translates the device. */
   probe(device: Device): ProbedDevice;
-  /** The device is gone or leaves: its context is torn down, whatever is outstanding is dropped. */
+  /**
+   * The device is gone or leaves: its context is torn down with every PASID entry it still has (no `svaDetach` comes
+   * for those), whatever is outstanding is dropped.
+   */
   release(device: Device): Steps;
 
   hasFeature(device: Device, feature: DeviceFeature): boolean;

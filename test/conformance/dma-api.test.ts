@@ -63,6 +63,19 @@ describe('dma_map_single', () => {
   });
 });
 
+describe('a mapping that fails half-way', () => {
+  it('leaves nothing mapped and gives its addresses back', () => {
+    const { world, device, domain, dma } = dmaWorld();
+    const list = [{ physical: 0x1_0000, length: 4096 }, { physical: 0x2_0000, length: 4096 }];
+    domain.map(0xf_ffff, 0x9000, 1, PROT_READ);
+    expect(world.refused(dma.dmaMapSg(device, list, 'to-device'))).toBe('EEXIST');
+    expect([...domain.entries.keys()]).toEqual([0xf_ffff]);
+    expect(world.core.usage.dmaPages).toBe(0);
+    domain.unmap(0xf_ffff, 1);
+    expect(world.run(dma.dmaMapSg(device, list, 'to-device'))).toEqual([{ address: 0xffff_e000, length: 8192 }]);
+  });
+});
+
 describe('dma_unmap_single', () => {
   it('returns after the invalidation: nobody reaches the old page (A3)', () => {
     const { world, device, domain, dma } = dmaWorld();
@@ -298,6 +311,14 @@ describe('a removed device', () => {
 });
 
 describe('I/O virtual addresses', () => {
+  it('freed ones above the limit wait for who can reach them', () => {
+    const iova = new IovaAllocator(1024);
+    const high = iova.alloc(1, 1024)!;
+    iova.free(high, 1);
+    expect(iova.alloc(1, 512)).toBe(511);
+    expect(iova.alloc(1, 1024)).toBe(high);
+  });
+
   it('never overlap, respect limit, reservation and alignment, and come back whole', () => {
     const step = fc.tuple(fc.boolean(), fc.integer({ min: 1, max: 90 }), fc.constantFrom(256, 512, 1024));
     fc.assert(fc.property(fc.array(step, { maxLength: 150 }), (steps) => {

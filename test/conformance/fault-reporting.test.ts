@@ -216,6 +216,17 @@ describe('a response that does not come', () => {
     expect(world.log.lines.map(({ timeNs }) => timeNs - start)).toEqual([SECOND, 1.5 * SECOND]);
   });
 
+  it('does not move another request\'s deadline (R9)', () => {
+    const { world, dev } = guestWorld({ options: { prqTimeoutSeconds: 1 } });
+    const start = world.clock.now;
+    world.iommu.request(dev, 9, 1, 0x10);
+    world.clock.run({ untilNs: start + SECOND / 2 });
+    world.iommu.request(dev, 9, 2, 0x10);
+    world.core.pageResponse(dev, message(1, 9));
+    world.settle();
+    expect(world.log.lines.map(({ text, timeNs }) => [text, timeNs - start])).toEqual([['dev0: Page response time expired, pasid 9 gid 2', 1.5 * SECOND]]);
+  });
+
   it.each([['invalid', 'INVALID'], ['failure', 'FAILURE']] as const)('is given by policy %s (R9, scenario 22)', (prqTimeoutPolicy, code) => {
     const { world, dev } = guestWorld({ options: { prqTimeoutSeconds: 2, prqTimeoutPolicy } });
     world.iommu.request(dev, 9, 1, 0x10);

@@ -106,6 +106,24 @@ describe('an mm that dies while it is bound', () => {
     expect(world.log.lines).toEqual([]);
   });
 
+  it('no longer tells a silenced device of changes, but still the others (M3)', () => {
+    const world = new CoreWorld();
+    const [first, second] = [world.svaDevice('dev0'), world.svaDevice('dev1')];
+    const mm = world.process('app');
+    const page = world.malloc(mm, 1);
+    world.run(mm.handleFault(page * 4096, ACCESS_WRITE));
+    const unmapping = function* (): Steps<number> {
+      yield* mm.munmap(page * 4096, 4096);
+      return 0;
+    };
+    // the youngest bond exits first
+    const pasid = world.run(world.core.svaBind(second, mm, unmapping));
+    world.run(world.core.svaBind(first, mm));
+    world.run(mm.put());
+    expect(world.iommu.calls('svaInvalidate').map((call) => call.split(' ').slice(0, 3))).toEqual([['svaInvalidate', 'dev1', String(pasid)]]);
+    expect(world.iommu.calls('svaSilence')).toHaveLength(2);
+  });
+
   it('a skipped silence is seen (defect)', () => {
     const world = new CoreWorld({ defects: ['core.skip-sva-silence'] });
     const device = world.svaDevice('dev0');
@@ -193,7 +211,10 @@ describe('unbind against mm_exit', () => {
     world.run(world.core.svaBind(device, mm, callback(world, [], { takesNs: 50_000 })));
     world.scheduler.spawn('exit', mm.put());
     world.clock.run({ untilNs: world.clock.now + 1000 });
+    const waiting = world.scheduler.spawn('unbind', world.core.svaUnbind(device, 1), { joined: true });
     world.run(world.core.deviceRemove(device));
+    world.clock.run({ untilNs: world.clock.now + 10 });
+    expect([waiting.state, String(waiting.error)]).toEqual(['failed', expect.stringContaining('-ESRCH')]);
     world.settle();
     expect(world.iommu.calls('svaSilence')).toEqual([]);
     expect(world.core.usage).toMatchObject({ pasids: 0, bonds: 0 });

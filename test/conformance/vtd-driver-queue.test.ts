@@ -10,7 +10,7 @@ const DRAINS = { drainReads: true, drainWrites: true };
 
 function qwords(batch: DescriptorBatch): string[] {
   const word = (at: number): string => (batch.words[at]! >>> 0).toString(16).padStart(8, '0');
-  return Array.from({ length: batch.count }, (_, i) => `${word(8 * i + 1)}${word(8 * i)} ${word(8 * i + 3)}${word(8 * i + 2)}`);
+  return Array.from({ length: batch.count }, (_, i) => `${word(4 * i + 1)}${word(4 * i)} ${word(4 * i + 3)}${word(4 * i + 2)}`);
 }
 
 describe('descriptors', () => {

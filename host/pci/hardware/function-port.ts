@@ -85,7 +85,7 @@ export class FunctionPort implements DmaPort {
   private forbidden = 0;
   private peers: readonly PeerWindow[] | undefined;
   private translatedPeers: readonly PeerWindow[] | undefined;
-  private nextCompletionNs = 0;
+  private nextCompletionNs = -Infinity;
   private readonly ignoreBusMaster: boolean;
   private readonly ignoreAtsEnable: boolean;
 

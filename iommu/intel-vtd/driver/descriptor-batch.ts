@@ -1,6 +1,6 @@
 /**
- * Descriptors on their way into the invalidation queue: a few 256-bit entries (VT-d 4.1, section 6.5.2 and 7.6.1),
- * submitted together and waited for together. Narrow queues take the first half of each.
+ * Descriptors on their way into the invalidation queue (VT-d 4.1, sections 6.5.2 and 7.6.1): a few, submitted together
+ * and waited for together.
  */
 import {
   CONTEXT_CACHE_INVALIDATE, DESCRIPTOR, DEVICE_TLB_INVALIDATE, INVALIDATION_WAIT, IOTLB_INVALIDATE, PAGE_GROUP_RESPONSE,
@@ -73,11 +73,12 @@ export function responseWord2(prgIndex: number, last: boolean): number {
   return (last ? 1 << PGRP.LPIG.shift : 0) | (prgIndex << PGRP.PRGI.shift);
 }
 
-const WORDS = 8;
+/** 32-bit words that are kept of a descriptor: nothing that is used has a bit in its upper half. */
+export const DESCRIPTOR_WORDS = 4;
 
 export class DescriptorBatch {
-  /** Eight 32-bit words for each descriptor. */
-  words = new Int32Array(4 * WORDS);
+  /** DESCRIPTOR_WORDS words for each descriptor. */
+  words = new Int32Array(4 * DESCRIPTOR_WORDS);
   count = 0;
   /** Requester ids whose device TLBs this batch invalidates. */
   readonly deviceTlbs: number[] = [];
@@ -149,7 +150,7 @@ export class DescriptorBatch {
     return this.add(INVALIDATION_WAIT.encode({ Type: DESCRIPTOR.WAIT, FN: 1, SDATA: STATUS_DONE }));
   }
 
-  /** A descriptor of four words; the upper half is zero. */
+  /** A descriptor of four words. */
   raw(word0: number, word1: number, word2: number, word3: number): this {
     const at = this.room();
     const words = this.words;
@@ -161,20 +162,17 @@ export class DescriptorBatch {
   }
 
   private add(encoded: Uint32Array): this {
-    const at = this.room();
-    this.words.set(encoded, at);
-    return this;
+    return this.raw(encoded[0]!, encoded[1]!, encoded[2]!, encoded[3]!);
   }
 
-  /** Index of the words of a new, zeroed descriptor. */
+  /** Index of the words of a new descriptor. */
   private room(): number {
-    const at = this.count++ * WORDS;
-    if (at + WORDS > this.words.length) {
+    const at = this.count++ * DESCRIPTOR_WORDS;
+    if (at + DESCRIPTOR_WORDS > this.words.length) {
       const larger = new Int32Array(this.words.length * 2);
       larger.set(this.words);
       this.words = larger;
     }
-    this.words.fill(0, at, at + WORDS);
     return at;
   }
 }

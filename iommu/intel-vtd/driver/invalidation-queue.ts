@@ -21,7 +21,7 @@ import type { FrameSource } from '../../../host/frame-source.js';
 import type { KernelLog } from '../../../host/kernel-log.js';
 import { FSTS_ICE, FSTS_IQE, FSTS_ITE, IQA, IQERCD, REG } from '../spec/registers.js';
 import type { VtdCapabilities } from '../spec/capabilities.js';
-import { DescriptorBatch, STATUS_ABORTED, STATUS_DONE, STATUS_FREE, STATUS_IN_USE, waitWords } from './descriptor-batch.js';
+import { DESCRIPTOR_WORDS, DescriptorBatch, STATUS_ABORTED, STATUS_DONE, STATUS_FREE, STATUS_IN_USE, waitWords } from './descriptor-batch.js';
 
 export const QUEUE_LENGTH = 256;
 /** Most descriptors of one posted submission: leaves room for others. */
@@ -82,7 +82,11 @@ export class InvalidationQueue {
   private freeHead = 0;
   private freeTail = 0;
   private freeCount = QUEUE_LENGTH;
+  /** A descriptor as software hands it over; hardware's record of the same bytes is the one that is hashed. */
   private readonly submitKind: TraceKind;
+  /** First word of the closing wait descriptor, without and with PD. */
+  private readonly waitLo: number;
+  private readonly drainingWaitLo: number;
   private readonly nameId: number;
 
   private readonly postedBatch: DescriptorBatch;
@@ -114,7 +118,9 @@ export class InvalidationQueue {
     this.postedBatch = this.batch();
     this.submitKind = options.trace.define('intel_iommu:qi_submit', [
       ['iommu', 'str'], ['type', 'dec'], ['qw0_hi', 'hex'], ['qw0_lo', 'hex'], ['qw1_hi', 'hex'], ['qw1_lo', 'hex'],
-    ]);
+    ], { hashed: false });
+    this.waitLo = waitWords(0, false)[0]!;
+    this.drainingWaitLo = waitWords(0, true)[0]!;
     this.nameId = options.trace.intern(options.name);
   }
 
@@ -122,6 +128,7 @@ export class InvalidationQueue {
   reset(): void {
     this.freeHead = this.freeTail = 0;
     this.freeCount = QUEUE_LENGTH;
+    this.memory.fill(this.base, 0, QUEUE_LENGTH << this.shift);
     for (let i = 0; i < QUEUE_LENGTH; i++) this.setStatus(i, STATUS_FREE);
   }
 
@@ -182,9 +189,10 @@ export class InvalidationQueue {
     this.postedWork.wakeAll();
   }
 
-  /** Posts every descriptor of a batch; none of them uses its upper half. */
+  /** Posts every descriptor of a batch. */
   postAll(batch: DescriptorBatch): void {
-    for (let at = 0; at < batch.count * 8; at += 8) this.post(batch.words[at]!, batch.words[at + 1]!, batch.words[at + 2]!, batch.words[at + 3]!);
+    const { words } = batch;
+    for (let at = 0; at < batch.count * DESCRIPTOR_WORDS; at += DESCRIPTOR_WORDS) this.post(words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!);
   }
 
   /** Waits until everything posted so far has been executed. */
@@ -215,13 +223,14 @@ export class InvalidationQueue {
     const { trace } = this.options;
     for (let i = 0; i < count; i++) {
       const index = (first + i) % QUEUE_LENGTH;
-      this.storeDescriptor(index, words, i * 8);
+      const at = i * DESCRIPTOR_WORDS;
+      this.storeDescriptor(index, words[at]!, words[at + 1]!, words[at + 2]!, words[at + 3]!);
       this.setStatus(index, STATUS_IN_USE);
-      const at = i * 8;
       trace.record(this.submitKind, 0, this.nameId, words[at]! & 0xf, words[at + 1]! >>> 0, words[at]! >>> 0, words[at + 3]! >>> 0, words[at + 2]! >>> 0);
     }
     this.setStatus(waitIndex, STATUS_IN_USE);
-    this.storeDescriptor(waitIndex, waitWords(this.statusBase + waitIndex * 4, drain), 0);
+    const status = this.statusBase + waitIndex * 4;
+    this.storeDescriptor(waitIndex, drain ? this.drainingWaitLo : this.waitLo, STATUS_DONE, status | 0, Math.floor(status / 0x1_0000_0000));
     this.freeHead = (waitIndex + 1) % QUEUE_LENGTH;
     this.freeCount -= count + 1;
     this.submitted += count + 1;
@@ -333,9 +342,11 @@ export class InvalidationQueue {
     this.memory.store(this.statusBase + index * 4, 4, status);
   }
 
-  private storeDescriptor(index: number, words: ArrayLike<number>, at: number): void {
+  /** The upper half of a 256-bit descriptor is zero in every kind that is used, and has been since `reset`. */
+  private storeDescriptor(index: number, word0: number, word1: number, word2: number, word3: number): void {
     const address = this.base + (index << this.shift);
-    for (let i = 0; i < 1 << (this.shift - 2); i += 2) this.memory.store64(address + i * 4, words[at + i]!, words[at + i + 1]!);
+    this.memory.store64(address, word0, word1);
+    this.memory.store64(address + 8, word2, word3);
   }
 
   private describe(index: number): string {
