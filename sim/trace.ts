@@ -33,11 +33,51 @@ export interface TraceRecord {
 const MAX_ARGS = 8;
 const STRIDE = 3 + MAX_ARGS;
 
+const COLUMNS = 512;
+
+/**
+ * Correlation ids under what both ends of a byte format know (a requester id and a group index below 512), so that
+ * records on either side of registers and memory tell one story. Nothing but the trace may depend on them.
+ */
+export class SharedIds {
+  private readonly rows: (Float64Array | undefined)[] = [];
+  private readonly next: () => number;
+
+  constructor(next: () => number) {
+    this.next = next;
+  }
+
+  /** The id at (row, column), a new one when there is none. */
+  open(row: number, column: number): number {
+    const ids = this.rows[row] ?? this.addRow(row);
+    return ids[column]! || (ids[column] = this.next());
+  }
+
+  /** The id at (row, column), 0 when there is none. */
+  find(row: number, column: number): number {
+    return this.rows[row]?.[column] ?? 0;
+  }
+
+  /** Forgets the id and returns it. */
+  close(row: number, column: number): number {
+    const id = this.find(row, column);
+    if (id !== 0) this.rows[row]![column] = 0;
+    return id;
+  }
+
+  private addRow(row: number): Float64Array {
+    while (this.rows.length <= row) this.rows.push(undefined);
+    return (this.rows[row] = new Float64Array(COLUMNS));
+  }
+}
+
 export class Trace {
   readonly kinds: TraceKind[] = [];
   readonly strings: string[] = [''];
   private readonly stringIds = new Map<string, number>([['', 0]]);
   private readonly stringHashes: number[] = [0];
+  /** Ids that both ends of a byte format can find again. */
+  readonly shared = new SharedIds(() => this.nextCorrelation());
   private readonly clock: Clock;
   private readonly capacity: number;
   private ring: Float64Array;
@@ -46,7 +86,6 @@ export class Trace {
   private hashA = 0x811c9dc5 | 0;
   private hashB = 0x9747b28c | 0;
   private correlations = 0;
-  private readonly tags = new Map<number, number>();
   private readonly listeners: ((record: TraceRecord) => void)[] = [];
   private readonly word = new Float64Array(1);
   private readonly halves = new Int32Array(this.word.buffer);
@@ -92,18 +131,6 @@ export class Trace {
     return ++this.correlations;
   }
 
-  /**
-   * Remembers a correlation id under a key that both ends of a byte format know (a requester id and a group index),
-   * so that records on either side of registers and memory tell one story. Nothing but the trace may use it.
-   */
-  tag(key: number, correlation: number): void {
-    this.tags.set(key, correlation);
-  }
-
-  /** The id remembered under `key`, 0 when there is none. */
-  tagged(key: number): number {
-    return this.tags.get(key) ?? 0;
-  }
 
   /** Called synchronously for every record; checkers live here. */
   listen(listener: (record: TraceRecord) => void): () => void {

@@ -60,7 +60,10 @@ export const iommuModule = new ContainerModule(({ bind }) => {
       const sizeOrder = Math.ceil(Math.log2(unit.sizeBytes / 4096));
       const table = encodeDmar({
         hostAddressWidth: iommu.haw, flags: 0,
-        structures: [{ kind: 'DRHD', includeAll: true, segment: 0, base: layout.iommuRegisters, sizeOrder, scopes: [] }],
+        structures: [
+          { kind: 'DRHD', includeAll: true, segment: 0, base: layout.iommuRegisters, sizeOrder, scopes: [] },
+          { kind: 'ATSR', allPorts: true, segment: 0, scopes: [] },
+        ],
       });
       memory.write(layout.firmwareTables, table, 0, table.length);
       return unit;

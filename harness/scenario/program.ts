@@ -9,7 +9,7 @@ import type { Process } from '../../host/process.js';
 import { hex } from '../../sim/address.js';
 import { Errno, isErrno } from '../../sim/errno.js';
 import { Random } from '../../sim/random.js';
-import { sleep, WaitQueue, type Steps, type Task } from '../../sim/task.js';
+import { WaitQueue, type Steps, type Task } from '../../sim/task.js';
 import { STEP_VERBS, type BufferRef, type Step, type Submit } from '../topology/schema.js';
 import type { Flow } from './flows.js';
 import { CpuMemory } from './cpu-memory.js';
@@ -217,7 +217,7 @@ export class Program {
   private *fill(fill: NonNullable<Step['fill']>): Steps {
     const { address, sizeBytes } = this.resolve(fill.buffer);
     if (fill.random === undefined) return yield* this.cpu.fill(address, sizeBytes, fill.value ?? 0);
-    yield* this.cpu.write(address, randomBytes(fill.random, sizeBytes));
+    yield* this.cpu.write(address, seededBytes(fill.random, sizeBytes));
   }
 
   private *submit(submit: Submit): Steps {
@@ -329,7 +329,7 @@ function sha256(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex');
 }
 
-function randomBytes(seed: number, length: number): Uint8Array {
+function seededBytes(seed: number, length: number): Uint8Array {
   const random = new Random(seed);
   const words = new Uint32Array(Math.ceil(length / 4));
   for (let i = 0; i < words.length; i++) words[i] = random.u32();

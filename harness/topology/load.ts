@@ -138,8 +138,8 @@ function unit(origin: string): string {
 function shown(value: unknown): string {
   if (Array.isArray(value)) return 'a list';
   if (value === null) return 'nothing';
-  if (typeof value === 'object') return 'a map';
-  return typeof value === 'string' ? `"${clip(value, 40)}"` : String(value);
+  if (typeof value === 'string') return `"${clip(value, 40)}"`;
+  return typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean' ? String(value) : 'a map';
 }
 
 /** Keys the schema allows at `path`. */

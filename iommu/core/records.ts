@@ -46,8 +46,6 @@ export interface BoundMm {
   bonds: number;
   /** A bind succeeded once: from then on only the end of the mm returns the PASID. */
   everBound: boolean;
-  /** The mm's last user is gone. */
-  exited: boolean;
   /** The PASID has been returned. */
   gone: boolean;
   /** Who hears of invalidations, built on the first one after a change of bonds. */

@@ -125,7 +125,7 @@ export class Sva implements MmNotifier {
   private admit(record: DeviceRecord, mm: AddressSpace): BoundMm {
     const pasid = this.pasids.alloc(record.firstPasid, record.lastPasid, mm.name, mm);
     if (pasid === undefined) throw new Errno('ENOSPC', `SVA: no PASID from ${record.firstPasid} to ${record.lastPasid} is free`);
-    const bound: BoundMm = { mm, pasid, firstBond: undefined, bonds: 0, everBound: false, exited: false, gone: false, listeners: undefined };
+    const bound: BoundMm = { mm, pasid, firstBond: undefined, bonds: 0, everBound: false, gone: false, listeners: undefined };
     this.byMm.set(mm, bound);
     this.context.registry.bound.set(pasid, bound);
     mm.onFreed(() => this.retire(bound));
@@ -252,7 +252,7 @@ export class Sva implements MmNotifier {
   // MmNotifier. Takes no group lock: an unbind that holds it may wait for a worker that waits for this mm.
   *invalidateRange(mm: AddressSpace, start: number, end: number): Steps {
     const bound = this.byMm.get(mm);
-    if (bound === undefined || bound.exited || this.skipInvalidate) return;
+    if (bound === undefined || this.skipInvalidate) return;
     for (const { ops, devices } of (bound.listeners ??= listenersOf(bound))) yield* ops.svaInvalidate(devices, bound.pasid, start, end);
   }
 
@@ -261,7 +261,6 @@ export class Sva implements MmNotifier {
     const bound = this.byMm.get(mm);
     if (bound === undefined) return;
     for (let bond = this.nextToExit(bound); bond !== undefined; bond = this.nextToExit(bound)) yield* this.exitBond(bond);
-    bound.exited = true;
   }
 
   private nextToExit(bound: BoundMm): Bond | undefined {

@@ -35,8 +35,8 @@ class Target {
     const order = Array.from({ length: SPAN_PAGES }, (_, i) => i);
     if (scattered) new Random(1).shuffle(order);
     for (const page of order) world.do(mm.write((this.firstPage + page) * 4096, Uint8Array.of(page & 0xff)));
-    mm.tables.find(this.firstPage);
-    this.physicalPage = (mm.tables.hi & 0xf_ffff) * 0x10_0000 + (mm.tables.lo >>> 12);
+    // translated requests go to a block of their own: between the process's frames lie page tables
+    this.physicalPage = world.machine.host.frames.alloc('target of translated requests', Math.log2(SPAN_PAGES)) / 4096;
   }
 
   /** One pass over the span in requests of `source.length` bytes. */

@@ -26,13 +26,13 @@ function showProgress(text: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\u001b[K${text}`);
 }
 
-/** Runs one group in a child; rows as they come. Rejects when the child fails. */
-function runGroup(name: string, onRow: (row: Row) => void): Promise<void> {
+/** Runs one group in a child; rows as they come. False when the child failed, which has said why. */
+function runGroup(name: string, onRow: (row: Row) => void): Promise<boolean> {
   const child = spawn(process.execPath, [...process.execArgv, '--expose-gc', process.argv[1]!, '--child', name], { stdio: ['ignore', 'pipe', 'inherit'] });
   createInterface({ input: child.stdout }).on('line', (line) => onRow(JSON.parse(line) as Row));
   return new Promise((resolve, reject) => {
     child.on('error', reject);
-    child.on('close', (code) => (code === 0 ? resolve() : reject(new Error(`benchmark ${name} ended with ${code ?? 'a signal'}`))));
+    child.on('close', (code) => resolve(code === 0));
   });
 }
 
@@ -54,19 +54,21 @@ async function main(): Promise<number> {
     console.error(`no such group: ${unknown.join(', ')}; there are ${Object.keys(GROUPS).join(', ')}`);
     return 2;
   }
-  const rows: Row[] = [];
+  const rows: Row[] = [], failed: string[] = [];
   const started = performance.now();
   for (const [at, name] of names.entries()) {
     showProgress(`${at + 1} of ${names.length}: ${name}`);
-    await runGroup(name, (row) => {
+    const whole = await runGroup(name, (row) => {
       rows.push(row);
       showProgress(`${at + 1} of ${names.length}: ${name}, ${rows.length} figures, ${((performance.now() - started) / 1000).toFixed(0)} s`);
     });
+    if (!whole) failed.push(name);
   }
   showProgress('');
   const machine = { node: process.version, cores: cpus().length, cpu: cpus()[0]?.model ?? 'unknown', seconds: Math.round((performance.now() - started) / 1000) };
   console.log(options.json === true ? JSON.stringify({ machine, rows }, undefined, 2) : `${printTable(rows)}\n${machine.cores} cores (${machine.cpu}), Node ${machine.node}, ${machine.seconds} s`);
-  return 0;
+  if (failed.length > 0) console.error(`failed: ${failed.join(', ')}`);
+  return failed.length > 0 ? 1 : 0;
 }
 
 try {

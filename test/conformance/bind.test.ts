@@ -236,6 +236,19 @@ describe('the PASID of an mm', () => {
   });
 });
 
+describe('a notifier that forgets the devices', () => {
+  it('is seen: munmap returns without an invalidation (defect)', () => {
+    const world = new CoreWorld({ defects: ['core.skip-sva-invalidate'] });
+    const device = world.svaDevice('dev0');
+    const mm = world.process('app');
+    const page = world.malloc(mm, 1);
+    world.run(world.core.svaBind(device, mm));
+    world.run(mm.handleFault(page * 4096, 2));
+    world.run(mm.munmap(page * 4096, 4096));
+    expect(world.iommu.calls('svaInvalidate')).toEqual([]);
+  });
+});
+
 describe('iommu_dev_set_sva_param', () => {
   it('limits PASIDs before the first bind (U6)', () => {
     const world = new CoreWorld();

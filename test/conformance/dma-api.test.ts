@@ -310,6 +310,19 @@ describe('a removed device', () => {
   });
 });
 
+describe('a removed last device of a group', () => {
+  it('has its lazy unmaps flushed before the default domain goes', () => {
+    const { world, device, dma } = dmaWorld({ options: { dma: 'lazy' } });
+    world.run(dma.dmaUnmap(device, world.run(dma.dmaMap(device, 0x5000, 4096, 'to-device')), 4096));
+    world.run(world.core.deviceRemove(device));
+    const start = world.clock.now;
+    expect(world.iommu.calls('flush')).toHaveLength(1);
+    world.settle();
+    expect(world.clock.now).toBe(start);
+    expect(world.log.lines).toEqual([]);
+  });
+});
+
 describe('I/O virtual addresses', () => {
   it('freed ones above the limit wait for who can reach them', () => {
     const iova = new IovaAllocator(1024);

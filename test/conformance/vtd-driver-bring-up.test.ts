@@ -186,6 +186,20 @@ describe('tables', () => {
     const context = pointer(world, world.driver.units[0]!.contexts.root) + 0x20 * 32;
     const entry = pointer(world, pointer(world, context)) + pasid * 64;
     expect(qwords(world, entry, 3)).toEqual(['49', '800001', mm.pgd.toString(16)]);
+    // five levels, as in the recording: …004
+    const five = Object.create(mm, { levels: { value: 5 } }) as typeof mm;
+    world.run(world.driver.svaAttach(dsa, five, 9));
+    expect(qwords(world, pointer(world, pointer(world, context)) + 9 * 64, 3)).toEqual(['49', '800001', (mm.pgd + 4).toString(16)]);
+  });
+
+  it('of PASIDs beyond the first 64 stand in a table of their own, made when it is needed (VTD-PASID-IDX)', () => {
+    const world = new DriverWorld({ registers: SCALABLE }).start();
+    const dsa = world.svaFunction({ sourceId: 0x20 });
+    const directory = pointer(world, pointer(world, world.driver.units[0]!.contexts.root) + 0x20 * 32);
+    expect(qwords(world, directory + 0x48d * 8, 1)).toEqual(['0']);
+    world.run(world.driver.svaAttach(dsa, world.process(), 0x12345));
+    expect(qwords(world, directory + 0x48d * 8, 1).map(low)).toEqual(['001']);
+    expect(qwords(world, pointer(world, directory + 0x48d * 8) + 0x140, 2)).toEqual(['49', '800001']);
   });
 });
 

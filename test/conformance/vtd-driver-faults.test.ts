@@ -77,6 +77,15 @@ describe('a fault', () => {
   });
 });
 
+describe('a unit that is gone', () => {
+  it('does not hold the handler', () => {
+    const { world } = faulting();
+    world.registers.read = () => 0xffff_ffff;
+    world.driver.units[0]!.faultInterrupt.handle();
+    expect(world.lines(/handling/)).toEqual(['DMAR: DRHD: handling fault status reg ffffffff']);
+  });
+});
+
 describe('reasons', () => {
   it('map to the fault interface (R6)', () => {
     const { UNKNOWN, PASID_FETCH, BAD_PASID_ENTRY, PASID_INVALID, WALK_EABT, PTE_FETCH, PERMISSION, OOR_ADDRESS } = FAULT_REASON;

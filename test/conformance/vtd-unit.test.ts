@@ -56,7 +56,7 @@ describe('VtdUnit: one recoverable fault through registers and memory (design se
     expect(unit.translationRequest(RID, PASID, 0, PAGE)).toBe(DMA_DONE);
     expect([unit.completion.read, unit.completion.write]).toEqual([false, false]);
     unit.pageRequest(RID, PASID, PAGE, ACCESS_READ | ACCESS_WRITE, true, 1);
-    const correlation = unit.correlationOf(RID, 1);
+    const correlation = trace.shared.find(RID, 1);
     expect([interrupts, read64(unit, 0xc8), memory.load(0x20_0000, 4), memory.load(0x20_0008, 4)]).toEqual([[0x21], 0x20n, 0x20_0101, 0x7f06_100f]);
     // the handler maps the page and answers; LPIG stays clear, as in the recording
     poke(0x1_7000 + 0x61 * 8, 0x30_0007n);

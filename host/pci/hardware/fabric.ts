@@ -12,7 +12,6 @@ import type { InterruptSink } from '../../interrupts.js';
 import type { SystemBus } from '../../system-bus.js';
 import type { Timing } from '../../timing.js';
 import { DMA_HELD, DMA_REVOKED, type DmaStatus, type FunctionRouter, type TranslationAgent } from '../dma-port.js';
-import { pageRequestCorrelation } from '../spec/index.js';
 import { declareFabricTrace, type FabricTrace } from './fabric-trace.js';
 import type { FunctionPort } from './function-port.js';
 
@@ -122,7 +121,7 @@ export class Fabric implements FunctionRouter {
     this.deliver(port, () => {
       if (!port.present) return;
       const traced = this.traced;
-      traced?.trace.record(traced.pageResponse, pageRequestCorrelation(sourceId, prgIndex), sourceId, pasid, prgIndex, code);
+      traced?.trace.record(traced.pageResponse, traced.trace.shared.close(sourceId, prgIndex), sourceId, pasid, prgIndex, code);
       port.client.pageResponse(prgIndex, code, pasid);
     });
     return true;

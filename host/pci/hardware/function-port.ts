@@ -9,7 +9,6 @@ import {
   ATTR_EXECUTE, ATTR_PRIVILEGED, ATTR_TRANSLATED, DMA_DONE, DMA_HELD, DMA_REVOKED, DMA_UR, NO_PASID,
   type DmaClient, type DmaPort, type DmaStatus, type TranslationAgent, type TranslationCompletion,
 } from '../dma-port.js';
-import { pageRequestCorrelation } from '../spec/index.js';
 import { moveThroughMmio } from './peer-access.js';
 import type { Fabric, HeldOperation } from './fabric.js';
 import type { PageRequestInterface } from './page-request-interface.js';
@@ -137,7 +136,7 @@ export class FunctionPort implements DmaPort {
     if (this.pri === undefined || !this.pri.active || agent === undefined) return this.refuse();
     const { timing, traced } = this.fabric!;
     this.costNs = timing.jittered(timing.options.tlpNs);
-    traced?.trace.record(traced.pageRequest, pageRequestCorrelation(this.sourceId, prgIndex), this.sourceId, pasid, page, access, last ? 1 : 0, prgIndex);
+    traced?.trace.record(traced.pageRequest, access === 0 ? 0 : traced.trace.shared.open(this.sourceId, prgIndex), this.sourceId, pasid, page, access, last ? 1 : 0, prgIndex);
     agent.pageRequest(this.sourceId, pasid, page, access, last, prgIndex);
     return DMA_DONE;
   }

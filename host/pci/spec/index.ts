@@ -2,4 +2,3 @@
 export * from './config-header.js';
 export * from './capabilities.js';
 export * from './extended-capabilities.js';
-export * from './page-request.js';

@@ -62,8 +62,9 @@ export class FaultInterrupt {
     const { registers, capabilities, log } = this.options;
     const status = registers.read(REG.FSTS, 4);
     if (status !== 0) log.limited('DMAR fault', 'err', `DMAR: DRHD: handling fault status reg ${status.toString(16)}`);
-    if ((status & FSTS_PPF) === 0) return;
-    let index = (status & FSTS_FRI_MASK) >>> FSTS_FRI_SHIFT;
+    // a unit that is gone reads as all ones: its records would never end
+    if ((status & FSTS_PPF) === 0 || status === 0xffff_ffff) return;
+    let index = ((status & FSTS_FRI_MASK) >>> FSTS_FRI_SHIFT) % capabilities.faultRecords;
     for (;;) {
       const at = capabilities.faultRecordOffset + index * FAULT_RECORD_BYTES;
       const top = registers.read(at + 12, 4);

@@ -3,8 +3,9 @@
  * windows and bytes of memory only, so the units may be silicon, a virtual machine monitor's, or somebody else's
  * model, and the memory a host's or a guest's.
  *
- * Left out: interrupt remapping, the register-based invalidation interface, kdump's copied tables, hot-added units,
- * deferred ("lazy") flushing, which the core does for DMA domains before it calls `flush`.
+ * Left out: interrupt remapping, the register-based invalidation interface, write-buffer flushing (CAP.RWBF), kdump's
+ * copied tables, hot-added units, and deferred ("lazy") flushing, which the core does for DMA domains before it calls
+ * `flush`.
  */
 import { assert } from '../../../sim/assert.js';
 import { Errno } from '../../../sim/errno.js';
@@ -67,7 +68,7 @@ export interface IntelIommuParts {
   readonly dmar: number | Uint8Array;
   readonly mapRegisters: (address: number, sizeBytes: number) => Mmio;
   readonly options?: IntelIommuOptions;
-  /** Tests only: names of VTD_DRIVER_DEFECTS. */
+  /** Tests only: names of VTD_DRIVER_DEFECTS (defects.ts). */
   readonly defects?: ReadonlySet<string>;
 }
 

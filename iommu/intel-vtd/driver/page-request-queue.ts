@@ -54,7 +54,6 @@ export interface PageRequestQueueOptions {
 }
 
 /** Group indices of a function: 9 bits. */
-const PRG_INDICES = 512;
 const F = PAGE_REQUEST.f;
 const PP = 1 << F.PP.shift;
 const PASID_MASK = F.PASID.mask;
@@ -202,7 +201,7 @@ export class PageRequestQueue {
     const access = ((lo1 & RD) !== 0 ? ACCESS_READ : 0) | ((lo1 & WR) !== 0 ? ACCESS_WRITE : 0)
       | ((hi0 & EXE) !== 0 ? ACCESS_EXECUTE : 0) | ((hi0 & PM) !== 0 ? ACCESS_PRIVILEGED : 0);
     const page = pageOfWords(lo1, hi1);
-    const correlation = trace.tagged(sourceId * PRG_INDICES + prgIndex) || trace.nextCorrelation();
+    const correlation = trace.shared.open(sourceId, prgIndex);
     trace.record(this.reportKind, correlation, this.nameId, source.nameId, pasid, page, access, prgIndex, last ? 1 : 0, this.requests);
     faults.publish({
       timeNs: clock.now, correlation, device: source.device,

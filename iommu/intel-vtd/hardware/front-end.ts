@@ -21,7 +21,7 @@ import type { BackEnd, FaultRecord, FrontEndSink } from './back-end.js';
 import { EventMessage } from './event-message.js';
 import { FaultRecording } from './fault-recording.js';
 import { InvalidationQueue } from './invalidation-queue.js';
-import { PageRequestGroups, PageRequestQueue } from './page-request-queue.js';
+import { PageRequestQueue } from './page-request-queue.js';
 import { defineVtdTraceKinds, type VtdTraceKinds } from './trace-kinds.js';
 import { CAP, ECAP, type VtdCapabilities } from '../spec/capabilities.js';
 import {
@@ -65,7 +65,6 @@ export class VtdFrontEnd extends PlainMmio implements FrontEndSink {
   readonly invalidationQueue: InvalidationQueue;
   readonly faults: FaultRecording;
   readonly pageRequests: PageRequestQueue;
-  readonly groups: PageRequestGroups;
   private readonly trace: Trace;
   private readonly kinds: VtdTraceKinds;
   private readonly unitName: number;
@@ -99,15 +98,14 @@ export class VtdFrontEnd extends PlainMmio implements FrontEndSink {
     const completionEvent = this.eventMessage(options, 'IE', 'invalidation');
     const pageRequestEvent = this.eventMessage(options, 'PE', 'page request');
     this.events = [faultEvent, completionEvent, pageRequestEvent];
-    this.groups = new PageRequestGroups(trace);
     this.faults = new FaultRecording(this.registers, capabilities.faultRecords, faultEvent, trace, this.kinds.fault, options.name);
     this.pageRequests = new PageRequestQueue({
-      unit: options.name, registers: this.registers, memory: options.memory, event: pageRequestEvent, groups: this.groups, trace, kinds: this.kinds,
+      unit: options.name, registers: this.registers, memory: options.memory, event: pageRequestEvent, trace, kinds: this.kinds,
       loseOverflowAnswers: defects.has('vtd.lose-overflow-answer'),
     });
     this.invalidationQueue = new InvalidationQueue({
       unit: options.name, registers: this.registers, capabilities, memory: options.memory, clock: options.clock, timing: options.timing,
-      completion: completionEvent, faults: this.faults, groups: this.groups, trace, kinds: this.kinds, tableMode: () => this.tableMode,
+      completion: completionEvent, faults: this.faults, trace, kinds: this.kinds, tableMode: () => this.tableMode,
       defects: {
         skipIotlb: defects.has('vtd.skip-iotlb-flush'),
         waitIgnoresDeviceTlb: defects.has('vtd.wait-ignores-device-tlb'),
@@ -152,18 +150,12 @@ export class VtdFrontEnd extends PlainMmio implements FrontEndSink {
     this.invalidationQueue.invalidCompletion(sourceId);
   }
 
-  /** Id under which the records of a page request group are traced; 0 when the index is not in use. */
-  correlationOf(sourceId: number, prgIndex: number): number {
-    return this.groups.find(sourceId, prgIndex);
-  }
-
   /** Power-on state. */
   reset(): void {
     this.registers.reset();
     this.invalidationQueue.disable();
     this.faults.reset();
     this.pageRequests.reset();
-    this.groups.clear();
     for (const event of this.events) event.reset();
     this.rootTable = 0;
     this.tableMode = TTM_LEGACY;

@@ -23,7 +23,6 @@ import type { Timing } from '../../../host/timing.js';
 import type { BackEnd, ContextGranularity, DeviceTlbResult, IotlbGranularity } from './back-end.js';
 import type { EventMessage } from './event-message.js';
 import type { FaultRecording } from './fault-recording.js';
-import type { PageRequestGroups } from './page-request-queue.js';
 import type { VtdTraceKinds } from './trace-kinds.js';
 import type { VtdCapabilities } from '../spec/capabilities.js';
 import { DESCRIPTOR, DESCRIPTOR_LAYOUTS } from '../spec/descriptors.js';
@@ -38,7 +37,6 @@ export interface InvalidationQueueOptions {
   readonly timing: Timing;
   readonly completion: EventMessage;
   readonly faults: FaultRecording;
-  readonly groups: PageRequestGroups;
   readonly trace: Trace;
   readonly kinds: VtdTraceKinds;
   /** Translation table mode that is in force. */
@@ -202,7 +200,7 @@ export class InvalidationQueue {
     }
     const q0 = words[0]!, q1 = words[2]!;
     const type = q0 & 0xf;
-    const correlation = type === DESCRIPTOR.PAGE_GROUP_RESPONSE ? this.options.groups.find(q0 >>> 16, (q1 >>> 3) & 0x1ff) : 0;
+    const correlation = type === DESCRIPTOR.PAGE_GROUP_RESPONSE ? this.options.trace.shared.find(q0 >>> 16, (q1 >>> 3) & 0x1ff) : 0;
     this.options.trace.record(this.options.kinds.descriptor, correlation, this.unitName, head, this.typeNames[type] ?? this.typeNames[0]!, q0, words[1]!, q1, words[3]!);
     return true;
   }
@@ -332,12 +330,11 @@ export class InvalidationQueue {
   }
 
   private pageGroupResponse(q0: number, pasid: number, q1: number): void {
-    const { groups, trace, kinds, defects } = this.options;
+    const { trace, kinds, defects } = this.options;
     const sourceId = q0 >>> 16, code = (q0 >>> 12) & 0xf;
     const withPasid = (q0 & 0x10) !== 0;
     const prgIndex = (q1 >>> 3) & 0x1ff;
-    const correlation = groups.find(sourceId, prgIndex);
-    groups.close(sourceId, prgIndex);
+    const correlation = trace.shared.find(sourceId, prgIndex);
     if (defects.losePageResponse) return;
     const sentIndex = defects.wrongGroupIndex ? (prgIndex + 1) & 0x1ff : prgIndex;
     trace.record(kinds.pageResponse, correlation, this.unitName, sourceId, withPasid ? pasid : NO_PASID, sentIndex, code);

@@ -18,56 +18,11 @@ import type { VtdTraceKinds } from './trace-kinds.js';
 import { PAGE_REQUEST_BYTES, PAGE_REQUEST_TYPE } from '../spec/descriptors.js';
 import { PRS_PPR, PRS_PRO } from '../spec/registers.js';
 
-const GROUPS_PER_FUNCTION = 512;
-
-/** Correlation ids of page request groups by (requester, group index), from first request to response. */
-export class PageRequestGroups {
-  private readonly trace: Trace;
-  private readonly tables: (Float64Array | undefined)[] = [];
-
-  constructor(trace: Trace) {
-    this.trace = trace;
-  }
-
-  /** Id of the group, a new one if its index is not in use. */
-  open(sourceId: number, prgIndex: number): number {
-    const table = this.tables[sourceId] ?? this.addTable(sourceId);
-    let id = table[prgIndex]!;
-    if (id === 0) {
-      id = this.trace.nextCorrelation();
-      table[prgIndex] = id;
-    }
-    return id;
-  }
-
-  /** Id of a group in use, else 0. */
-  find(sourceId: number, prgIndex: number): number {
-    return this.tables[sourceId]?.[prgIndex] ?? 0;
-  }
-
-  close(sourceId: number, prgIndex: number): void {
-    const table = this.tables[sourceId];
-    if (table !== undefined) table[prgIndex] = 0;
-  }
-
-  clear(): void {
-    this.tables.length = 0;
-  }
-
-  private addTable(sourceId: number): Float64Array {
-    while (this.tables.length <= sourceId) this.tables.push(undefined);
-    const table = new Float64Array(GROUPS_PER_FUNCTION);
-    this.tables[sourceId] = table;
-    return table;
-  }
-}
-
 export interface PageRequestQueueOptions {
   readonly unit: string;
   readonly registers: RegisterFile;
   readonly memory: PhysicalMemory;
   readonly event: EventMessage;
-  readonly groups: PageRequestGroups;
   readonly trace: Trace;
   readonly kinds: VtdTraceKinds;
   /** Last requests that overflow get no answer. */
@@ -82,7 +37,6 @@ export class PageRequestQueue {
   private readonly status: Register;
   private readonly memory: PhysicalMemory;
   private readonly event: EventMessage;
-  private readonly groups: PageRequestGroups;
   private readonly trace: Trace;
   private readonly kinds: VtdTraceKinds;
   private readonly unitName: number;
@@ -98,7 +52,6 @@ export class PageRequestQueue {
     this.status = r['PRS']!;
     this.memory = options.memory;
     this.event = options.event;
-    this.groups = options.groups;
     this.trace = options.trace;
     this.kinds = options.kinds;
     this.unitName = options.trace.intern(options.unit);
@@ -125,7 +78,7 @@ export class PageRequestQueue {
   /** A page request that passed the checks; allocates nothing unless a requester appears for the first time. */
   request(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void {
     const stopMarker = last && (access & (ACCESS_READ | ACCESS_WRITE)) === 0;
-    const correlation = stopMarker ? 0 : this.groups.open(sourceId, prgIndex);
+    const correlation = stopMarker ? 0 : this.trace.shared.open(sourceId, prgIndex);
     const tail = this.tail.lo & this.ringMask;
     const next = (tail + PAGE_REQUEST_BYTES) & this.ringMask;
     const status = this.status.lo;
@@ -157,7 +110,6 @@ export class PageRequestQueue {
     this.trace.record(this.kinds.pageRequestOverflow, correlation, this.unitName, sourceId, pasid, page, last ? 1 : 0, prgIndex, answered ? 1 : 0);
     if (!answered) return;
     this.counts.answered++;
-    this.groups.close(sourceId, prgIndex);
     this.trace.record(this.kinds.pageResponse, correlation, this.unitName, sourceId, pasid, prgIndex, PRG_SUCCESS);
     this.backEnd!.pageResponse(sourceId, pasid, pasid !== NO_PASID, prgIndex, PRG_SUCCESS, true);
   }

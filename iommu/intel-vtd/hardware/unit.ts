@@ -100,11 +100,6 @@ export class VtdUnit implements TranslationAgent, Mmio {
     this.backEnd.invalidateCompletion(sourceId, tag);
   }
 
-  /** Trace id of a page request group that waits for its response; 0 when there is none. */
-  correlationOf(sourceId: number, prgIndex: number): number {
-    return this.frontEnd.correlationOf(sourceId, prgIndex);
-  }
-
   // ---- Mmio ----
 
   get high(): number {
