@@ -2,6 +2,7 @@
 import type { PciFunctionDevice } from '../host/pci/kernel/function-device.js';
 import type { PciCore, PciListener } from '../host/pci/kernel/pci-core.js';
 import type { IommuCore } from '../iommu/core/core.js';
+import { DirectMapping } from '../iommu/core/direct-mapping.js';
 import { isErrno } from '../sim/errno.js';
 import type { Steps } from '../sim/task.js';
 import type { Host } from './compose/host.js';
@@ -35,11 +36,9 @@ export class IommuBinding implements PciListener {
 /** Enumerates, starts the IOMMU, forms groups, probes drivers. What a device refuses is a line in the log. */
 export function* boot(host: Host): Steps {
   const devices = host.pci.enumerate();
-  if (host.iommu !== undefined) {
-    yield* host.iommu.start();
-    host.core.registerDriver(host.iommu);
-    for (const device of devices) yield* host.binding.deviceAdded(device);
-  }
+  if (host.iommu !== undefined) yield* host.iommu.start();
+  host.core.registerDriver(host.iommu ?? new DirectMapping(host.mailbox));
+  for (const device of devices) yield* host.binding.deviceAdded(device);
   for (const driver of host.devices.drivers) yield* host.drivers.registerDriver(driver);
 }
 

@@ -50,7 +50,6 @@ export class Machine implements Inspectable {
   /** Undefined while the machine can go on. */
   end: RunEnd | undefined;
   private readonly loaded: LoadedTopology;
-  private readonly counts: number[] = [];
   private booted = false;
   private begun = false;
   private framesAtStart = 0;
@@ -67,9 +66,6 @@ export class Machine implements Inspectable {
       topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
     });
     this.scenario = new Scenario(this.host, options.directory ?? loaded.directory);
-    this.trace.listen(({ kind }) => {
-      this.counts[kind.id] = (this.counts[kind.id] ?? 0) + 1;
-    });
     this.checkers = new CheckerSet(this.trace, watch ? standardCheckers(this.host) : []);
   }
 
@@ -145,7 +141,7 @@ export class Machine implements Inspectable {
     }
     if (stopAt?.at === 'record') {
       const kind = this.trace.kinds.find((candidate) => candidate.name === stopAt.kind);
-      return () => kind !== undefined && (this.counts[kind.id] ?? 0) >= stopAt.count;
+      return () => kind !== undefined && this.trace.countOf(kind) >= stopAt.count;
     }
     return () => false;
   }
@@ -167,7 +163,7 @@ export class Machine implements Inspectable {
   summary(): Summary {
     const { topology } = this.loaded;
     const flows = [...this.scenario.flows].map((flow) => flow.summary());
-    const counters = Object.fromEntries(this.trace.kinds.flatMap((kind) => (this.counts[kind.id] === undefined ? [] : [[kind.name, this.counts[kind.id]!]])));
+    const counters = Object.fromEntries(this.trace.kinds.flatMap((kind) => (this.trace.countOf(kind) === 0 ? [] : [[kind.name, this.trace.countOf(kind)]])));
     const ended = this.end === 'finished' || this.end === 'deadlock';
     const invariants: InvariantSummary[] = [
       ...(ended ? this.invariants : this.checkers.summaries()),

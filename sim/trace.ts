@@ -30,6 +30,8 @@ export interface TraceRecord {
   readonly args: readonly number[];
 }
 
+export type TraceListener = (record: TraceRecord) => void;
+
 const MAX_ARGS = 8;
 const STRIDE = 3 + MAX_ARGS;
 
@@ -86,7 +88,13 @@ export class Trace {
   private hashA = 0x811c9dc5 | 0;
   private hashB = 0x9747b28c | 0;
   private correlations = 0;
-  private readonly listeners: ((record: TraceRecord) => void)[] = [];
+  private listeners: readonly { readonly listener: TraceListener; readonly kinds: ReadonlySet<string> | undefined }[] = [];
+  /** Who hears of each kind, by kind id; undefined where nobody listens, so that nothing is built for nobody. */
+  private readonly heard: (readonly TraceListener[] | undefined)[] = [];
+  /** Records made, by kind id. */
+  private readonly counts: number[] = [];
+  /** Where the next record goes in the ring. */
+  private at = 0;
   private readonly word = new Float64Array(1);
   private readonly halves = new Int32Array(this.word.buffer);
 
@@ -110,6 +118,8 @@ export class Trace {
       id: this.kinds.length, name, args: args.map(([argument]) => argument), kinds: args.map(([, k]) => k), hashed: options.hashed ?? true,
     };
     this.kinds.push(kind);
+    this.counts.push(0);
+    this.heard.push(this.listenersOf(kind));
     return kind;
   }
 
@@ -131,38 +141,48 @@ export class Trace {
     return ++this.correlations;
   }
 
-
-  /** Called synchronously for every record; checkers live here. */
-  listen(listener: (record: TraceRecord) => void): () => void {
-    this.listeners.push(listener);
+  /**
+   * Calls `listener` synchronously for every record of the named kinds, which may be declared later; for every record
+   * without names. Checkers live here. What is returned ends it, also from inside the listener.
+   */
+  listen(listener: TraceListener, kinds?: Iterable<string>): () => void {
+    const entry = { listener, kinds: kinds === undefined ? undefined : new Set(kinds) };
+    this.listeners = [...this.listeners, entry];
+    this.tellKinds();
     return () => {
-      const i = this.listeners.indexOf(listener);
-      if (i >= 0) this.listeners.splice(i, 1);
+      this.listeners = this.listeners.filter((other) => other !== entry);
+      this.tellKinds();
     };
   }
 
+  /** Records of a kind ever made. */
+  countOf(kind: TraceKind): number {
+    return this.counts[kind.id]!;
+  }
+
   record(kind: TraceKind, correlation: number, a0 = 0, a1 = 0, a2 = 0, a3 = 0, a4 = 0, a5 = 0, a6 = 0, a7 = 0): void {
-    const slot = this.count % this.capacity;
-    let at = slot * STRIDE;
-    if (at >= this.ring.length) this.grow();
+    const start = this.at;
+    if (start >= this.ring.length) this.grow();
     const ring = this.ring;
-    const start = at;
-    ring[at++] = this.clock.now;
-    ring[at++] = kind.id;
-    ring[at++] = correlation;
-    ring[at++] = a0;
-    ring[at++] = a1;
-    ring[at++] = a2;
-    ring[at++] = a3;
-    ring[at++] = a4;
-    ring[at++] = a5;
-    ring[at++] = a6;
-    ring[at] = a7;
+    ring[start] = this.clock.now;
+    ring[start + 1] = kind.id;
+    ring[start + 2] = correlation;
+    ring[start + 3] = a0;
+    ring[start + 4] = a1;
+    ring[start + 5] = a2;
+    ring[start + 6] = a3;
+    ring[start + 7] = a4;
+    ring[start + 8] = a5;
+    ring[start + 9] = a6;
+    ring[start + 10] = a7;
+    this.at = start + STRIDE === this.capacity * STRIDE ? 0 : start + STRIDE;
     this.count++;
+    this.counts[kind.id]!++;
     if (kind.hashed) this.hashRecord(kind, start);
-    if (this.listeners.length > 0) {
+    const heard = this.heard[kind.id];
+    if (heard !== undefined) {
       const record = this.view(this.count - 1, start);
-      for (const listener of this.listeners) listener(record);
+      for (const listener of heard) listener(record);
     }
   }
 
@@ -198,41 +218,45 @@ export class Trace {
     }
   }
 
+  private tellKinds(): void {
+    for (const kind of this.kinds) this.heard[kind.id] = this.listenersOf(kind);
+  }
+
+  private listenersOf(kind: TraceKind): readonly TraceListener[] | undefined {
+    const listening = this.listeners.filter(({ kinds }) => kinds === undefined || kinds.has(kind.name));
+    return listening.length === 0 ? undefined : listening.map(({ listener }) => listener);
+  }
+
   private view(index: number, at: number): TraceRecord {
     const ring = this.ring;
     const kind = this.kinds[ring[at + 1]!]!;
-    return {
-      index, timeNs: ring[at]!, kind, correlation: ring[at + 2]!,
-      args: Array.from(ring.subarray(at + 3, at + 3 + kind.args.length)),
-    };
+    const args: number[] = [];
+    for (let i = 0; i < kind.args.length; i++) args.push(ring[at + 3 + i]!);
+    return { index, timeNs: ring[at]!, kind, correlation: ring[at + 2]!, args };
   }
 
+  /** Mixes time, kind, correlation and arguments, in this order. */
   private hashRecord(kind: TraceKind, at: number): void {
-    this.mix(this.ring[at]!);
-    this.mix(kind.id);
-    this.mix(this.ring[at + 2]!);
-    const kinds = kind.kinds;
-    for (let i = 0; i < kinds.length; i++) {
-      const value = this.ring[at + 3 + i]!;
-      this.mix(kinds[i] === 'str' ? this.stringHashes[value]! : value);
+    const { ring, word, halves, stringHashes } = this;
+    const { kinds } = kind;
+    const end = at + 3 + kinds.length;
+    let hashA = this.hashA, hashB = this.hashB;
+    for (let i = at; i < end; i++) {
+      const stored = ring[i]!;
+      const value = i >= at + 3 && kinds[i - at - 3] === 'str' ? stringHashes[stored]! : stored;
+      let lo = value | 0, hi = 0;
+      if (lo !== value) {
+        word[0] = value;
+        lo = halves[0]!;
+        hi = halves[1]!;
+      }
+      hashA = Math.imul(hashA ^ lo, 0x85ebca6b) + hi | 0;
+      hashA = (hashA << 13) | (hashA >>> 19);
+      hashB = Math.imul(hashB ^ hi ^ (hashA >>> 7), 0xc2b2ae35) + lo | 0;
+      hashB = (hashB << 15) | (hashB >>> 17);
     }
-  }
-
-  private mix(value: number): void {
-    let lo: number, hi: number;
-    const small = value | 0;
-    if (small === value) {
-      lo = small;
-      hi = 0;
-    } else {
-      this.word[0] = value;
-      lo = this.halves[0]!;
-      hi = this.halves[1]!;
-    }
-    this.hashA = Math.imul(this.hashA ^ lo, 0x85ebca6b) + hi | 0;
-    this.hashA = (this.hashA << 13) | (this.hashA >>> 19);
-    this.hashB = Math.imul(this.hashB ^ hi ^ (this.hashA >>> 7), 0xc2b2ae35) + lo | 0;
-    this.hashB = (this.hashB << 15) | (this.hashB >>> 17);
+    this.hashA = hashA;
+    this.hashB = hashB;
   }
 
   private grow(): void {

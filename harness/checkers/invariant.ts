@@ -39,7 +39,7 @@ export class CheckerSet {
     for (const checker of checkers) {
       for (const kind of checker.kinds) this.byKind.set(kind, [...(this.byKind.get(kind) ?? []), checker]);
     }
-    this.detach = trace.listen((record) => this.observe(record));
+    this.detach = trace.listen((record) => this.observe(record), this.byKind.keys());
   }
 
   /** Ends the watch and asks every checker for what only the end shows. */

@@ -19,7 +19,6 @@ export function composeHost(settings: Settings) {
     memory: container.get(T.MEMORY), timing: container.get(T.TIMING), log: container.get(T.LOG), frames: container.get(T.FRAMES), interrupts: container.get(T.INTERRUPTS),
     fabric: container.get(T.FABRIC), tree: container.get(T.PCI_TREE), access: container.get(T.CONFIG_ACCESS),
     unit: container.get(T.IOMMU_HARDWARE), devices: container.get(T.DEVICE_MODELS),
-    // what sets the IOMMU up for a function has to hear of it before the drivers do
     pci: container.get(T.PCI), binding: container.get(T.IOMMU_BINDING), drivers: container.get(T.PCI_DRIVERS), core: container.get(T.IOMMU_CORE), iommu: container.get(T.IOMMU_DRIVER),
   };
 }

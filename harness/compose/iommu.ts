@@ -42,8 +42,8 @@ export const iommuModule = new ContainerModule(({ bind }) => {
       return new IommuCore({
         clock, scheduler, mailbox, trace, timing, log, random: random.split('iommu'), frames, defects,
         options: {
-          pasidPolicy: kernel['pasid-policy'], prqTimeoutSeconds: kernel['prq-timeout'], iopfWorkers: kernel['iopf-workers'],
-          dma: kernel['iommu-mode'] === 'lazy' ? 'lazy' : 'strict', defaultDomain: kernel['iommu-mode'] === 'passthrough' ? 'identity' : 'dma',
+          pasidPolicy: kernel['pasid-policy'], prqTimeoutSeconds: kernel['prq-timeout'], iopfWorkers: kernel['iopf-workers'], strictPrg: kernel['strict-prg'],
+          dma: kernel['iommu-mode'] === 'lazy' ? 'lazy' : 'strict', defaultDomain: topology.host.iommu === undefined || kernel['iommu-mode'] === 'passthrough' ? 'identity' : 'dma',
         },
       });
     },

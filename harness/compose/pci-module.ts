@@ -47,10 +47,10 @@ export const pciModule = new ContainerModule(({ bind }) => {
     return binding;
   }, [PCI, IOMMU_CORE]).inSingletonScope();
   bind(PCI_DRIVERS).toResolvedValue(
-    (bus: PciCore, scheduler: Scheduler, log: KernelLog, core: IommuCore, { topology }: Settings) => new PciDrivers({
-      bus, scheduler, log,
-      ...(topology.host.iommu === undefined ? {} : { dmaOwnership: { claimDma: (device) => core.useDefaultDomain(device), releaseDma: (device) => core.unuseDefaultDomain(device) } }),
+    (bus: PciCore, scheduler: Scheduler, log: KernelLog, core: IommuCore, _binding: IommuBinding) => new PciDrivers({
+      bus, scheduler, log, dmaOwnership: { claimDma: (device) => core.useDefaultDomain(device), releaseDma: (device) => core.unuseDefaultDomain(device) },
     }),
-    [PCI, SCHEDULER, LOG, IOMMU_CORE, SETTINGS],
+    // what sets the IOMMU up for a function has to hear of it before the drivers do
+    [PCI, SCHEDULER, LOG, IOMMU_CORE, IOMMU_BINDING],
   ).inSingletonScope();
 });

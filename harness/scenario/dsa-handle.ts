@@ -74,7 +74,7 @@ export class DsaHandle implements UserHandle {
     }
     return {
       operations: awaited.length,
-      poll: () => this.poll(awaited),
+      poll: () => this.poll(awaited, true),
       results: () => awaited.map(({ result }) => result!),
     };
   }
@@ -125,8 +125,11 @@ export class DsaHandle implements UserHandle {
     return this.awaited.filter(({ result }) => result === undefined).length;
   }
 
-  /** Looks at the records that are still open; true when none is. */
-  private *poll(awaited: readonly Awaited[]): Steps<boolean> {
+  /**
+   * Looks at the records that are still open; true when none is.
+   * @param inOrder goes no further than the first open one, as a program that waits for all of them does
+   */
+  private *poll(awaited: readonly Awaited[], inOrder = false): Steps<boolean> {
     const { mm } = this.parts.process;
     let open = false;
     for (const one of awaited) {
@@ -134,6 +137,7 @@ export class DsaHandle implements UserHandle {
       yield* mm.read(one.record, this.bytes, 0, COMPLETION_SIZE);
       if (this.bytes[0] !== 0) this.finish(one, resultOf(one.operation, decodeCompletion(this.bytes)));
       else if (this.gone) this.finish(one, { status: 'aborted', detail: 'device gone', bytes: 0, value: 0 });
+      else if (inOrder) return false;
       else open = true;
     }
     return !open;

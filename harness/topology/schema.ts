@@ -77,6 +77,7 @@ const kernelOptions = z.strictObject({
   'pasid-policy': z.enum(['lowest', 'cyclic', 'random']).default('lowest').describe('Which free PASID is handed out next'),
   'prq-timeout': z.int().min(0).max(100).default(10).describe('iommu.prq_timeout: seconds until an unanswered page request is complained about; 0: never'),
   'iopf-workers': z.int().min(1).max(64).default(4).describe('Page-fault groups handled at the same time'),
+  'strict-prg': z.boolean().default(false).describe('Reports the reuse of a page request group index that is still in use as a violation'),
   'memlock-limit': size.optional().describe('RLIMIT_MEMLOCK of processes'),
 });
 

@@ -47,7 +47,7 @@ export class Features {
   *disable(device: Device, feature: DeviceFeature): Steps {
     const record = this.context.registry.devices.get(device);
     // F3: without a driver the kernel answers EBUSY here, not ENODEV
-    if (record === undefined) throw new Errno('EBUSY', `${device.name} is not behind an IOMMU that has a driver`);
+    if (record === undefined || record.ops.direct === true) throw new Errno('EBUSY', `${device.name} is not behind an IOMMU that has a driver`);
     yield* record.group.lock.with(() => this.disableLocked(record, feature));
   }
 

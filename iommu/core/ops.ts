@@ -108,6 +108,8 @@ export interface ProbedDevice {
  */
 export interface IommuOps {
   readonly name: string;
+  /** Stands for the absence of an IOMMU. */
+  readonly direct?: true;
   /** Decoded fault reports, one channel per driver. */
   readonly faults: Channel<FaultReport>;
 

@@ -15,7 +15,7 @@ import type { Row } from './report.js';
 const PAGES = 16_384;
 const WANTED = { atLeast: 1e6 } as const;
 
-class Storm {
+export class Storm {
   readonly world: BenchMachine;
   private readonly mm: Mm;
   private readonly pasid: number;
