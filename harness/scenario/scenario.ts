@@ -112,9 +112,16 @@ export class Scenario implements ScenarioWorld {
     const { model, pci } = this.device(device);
     if (model.topology.model !== 'dsa') throw new Errno('ENOTTY', `${device} has no user queues; its driver works for the kernel only`);
     const { idxd } = this.host.devices;
+    if (this.host.drivers.driverOf(pci) === undefined) throw new Errno('ENODEV', `${device} has no driver; ${this.whyUnbound(pci)}`);
     const file = yield* idxd.open(pci, process, queue ?? queueNames(model.topology)[0]!);
     const user = new DsaHandle({ clock: this.clock, timing: this.timing, device, idxd: idxd.device(pci), file, process, malloc });
     return { fd: file.fd, user };
+  }
+
+  /** The first thing the kernel said about a device that went wrong. */
+  private whyUnbound(pci: PciDevice): string {
+    const line = this.host.log.lines.find(({ level, text }) => level !== 'info' && text.includes(pci.name));
+    return line === undefined ? 'no driver matches it' : `the kernel log says "${line.text}"`;
   }
 
   opened(user: UserHandle, flow: Flow): void {

@@ -210,8 +210,10 @@ export class Sva implements MmNotifier {
     const { record, bound } = bond;
     const { trace } = this.context;
     bond.refs--;
-    trace.trace.record(trace.svaUnbind, bond.correlation, record.name, bound.pasid, bound.mm.id, bond.refs);
-    if (bond.refs > 0) return;
+    if (bond.refs > 0) {
+      trace.trace.record(trace.svaUnbind, bond.correlation, record.name, bound.pasid, bound.mm.id, bond.refs);
+      return;
+    }
     yield* this.lock.lock();
     bond.state = 'DRAINING';
     if (!this.flushUnderLock) this.lock.unlock();
@@ -219,6 +221,8 @@ export class Sva implements MmNotifier {
       yield* record.ops.svaDetach(record.device, bound.pasid);
     } finally {
       if (this.flushUnderLock) this.lock.unlock();
+      // the bond ends here, after the drain: requests until now are its own
+      trace.trace.record(trace.svaUnbind, bond.correlation, record.name, bound.pasid, bound.mm.id, 0);
       this.unlink(bond);
     }
   }

@@ -33,7 +33,7 @@ export interface WorldOptions extends MachineOptions {
   readonly probes?: Readonly<Record<string, ProbeOptions>>;
 }
 
-export const DSA0: NonNullable<HostInput['devices']>[number] = { model: 'dsa', name: 'dsa0', bdf: '0000:6a:01.0' };
+export const DSA0: Extract<NonNullable<HostInput['devices']>[number], { model: 'dsa' }> = { model: 'dsa', name: 'dsa0', bdf: '0000:6a:01.0' };
 
 /** What a function has when nothing is said: an accelerator's ATS, PRI and PASID. */
 const PROBE: Omit<PciFunctionOptions, 'name' | 'client'> = {
