@@ -250,13 +250,17 @@ export class Program {
         handle.pending.push(submission);
         while (!(yield* submission.poll())) yield* this.sleep(this.world.timing.options.pollNs);
         handle.pending.pop();
-        for (const result of submission.results()) this.judge(handle, result, status);
+        this.judge(handle, submission.results(), status);
       }
     }
   }
 
-  private judge(handle: Handle, result: OperationResult, status: NonNullable<Step['wait']>['status']): void {
-    if (status === 'any' || result.status === status) return;
+  /** `success`: all of them. Another status: at least one, and the rest succeeded. */
+  private judge(handle: Handle, results: readonly OperationResult[], status: NonNullable<Step['wait']>['status']): void {
+    if (status === 'any') return;
+    const met = results.length === 0 || results.some((result) => result.status === status);
+    const result = results.find((candidate) => (met ? candidate.status !== status && candidate.status !== 'success' : candidate.status !== status));
+    if (result === undefined) return;
     throw new StepFailure(`${handle.flow.name}: an operation ended with ${result.status} (${result.detail}), expected ${status}`);
   }
 

@@ -191,7 +191,7 @@ const stepBase = z.strictObject({
   touch: z.strictObject({ buffer: bufferRef, write: z.boolean().default(false) }).optional(),
   fill: z.strictObject({ buffer: bufferRef, value: z.int().min(0).max(255).optional(), random: z.int().optional().describe('Seed of random bytes') }).optional(),
   submit: submit.optional(),
-  wait: z.strictObject({ for: name.optional(), status: completionStatus.default('success') }).optional(),
+  wait: z.strictObject({ for: name.optional(), status: completionStatus.default('success').describe('How the operations end: all with success, or at least one with another status') }).optional(),
   verify: z.strictObject({
     buffer: bufferRef, equals: bufferRef.optional(), file: z.string().optional(), sha256: z.string().regex(/^[0-9a-f]{64}$/).optional(),
     value: z.int().min(0).max(255).optional(), differs: z.boolean().default(false).describe('Turns the check around'),

@@ -51,7 +51,7 @@ export function formatBdf(bdf: Bdf): string {
 export function formatSize(bytes: number): string {
   for (const unit of ['TiB', 'GiB', 'MiB', 'KiB']) {
     const scale = SIZE_UNITS[unit]!;
-    if (bytes >= scale && bytes % (scale / 1024) === 0) return `${trim(bytes / scale)} ${unit}`;
+    if (bytes >= scale) return `${trim(bytes / scale)} ${unit}`;
   }
   return `${bytes} B`;
 }
