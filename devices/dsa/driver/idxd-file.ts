@@ -111,7 +111,7 @@ export function* openWq(device: IdxdDevice, wq: IdxdWq, process: Process): Steps
   yield* wq.lock.lock();
   try {
     if (wq.dedicated && wq.users > 0) throw new Errno('EBUSY', `${device.pci.name}: dedicated work queue ${name} is open already`);
-    const pasid = yield* device.services.iommu.svaBind(device.pci, process.mm, device.pasidExit, device);
+    const pasid = yield* device.services.iommu.svaBind(device.pci, process.mm, device.pasidExit);
     try {
       if (wq.dedicated) {
         yield* device.drainAndResetWq(wq);
