@@ -15,10 +15,12 @@ async function load() {
 }
 
 // A reader that stops early (`vfiosim … | head`) is no error.
-process.stdout.on('error', (error) => {
-  if (error.code === 'EPIPE') process.exit();
-  throw error;
-});
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error) => {
+    if (error.code === 'EPIPE') process.exit();
+    throw error;
+  });
+}
 
 const { main } = await load();
 process.exitCode = await main(process.argv.slice(2));

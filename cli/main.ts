@@ -1,12 +1,13 @@
 /** The `vfiosim` command: reads the command line, calls the harness, prints. It holds no logic. */
 import { createRequire } from 'node:module';
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
-import { InvalidInput, formatProblems } from '../harness/topology/problems.js';
 import { check, schema } from './check.js';
+import { EXIT } from './exit.js';
+import { explainFailure } from './failure.js';
 import { inspect } from './inspect.js';
+import { ioFor, type Io } from './io.js';
 import { lspciCommand } from './lspci.js';
 import { run } from './run.js';
-import { EXIT } from './exit.js';
 
 /** The package refers to itself by name, so this holds in a checkout and in an installed package. */
 function packageVersion(): string {
@@ -22,43 +23,52 @@ function wholeNumber(text: string): number {
   return value;
 }
 
-function build(answer: (code: number) => void): Command {
+const counted = (_value: string, previous: number): number => previous + 1;
+
+const CODES = `
+Exit codes: 0 fine; 1 a flow, an expectation or an invariant failed; 2 wrong usage; 3 invalid topology;
+42 the simulated time or event limit was hit; 70 a bug in the simulator.`;
+
+function build(io: Io, answer: (code: number) => void): Command {
   const program = new Command('vfiosim')
-    .description('A simulated machine with an IOMMU: shared virtual addressing and device passthrough without the hardware.')
+    .description('A simulated machine with an IOMMU: shared virtual addressing without the hardware.')
     .version(packageVersion())
-    .exitOverride()
-    .showHelpAfterError('(vfiosim --help lists the commands)')
-    .action(() => program.help({ error: true }));
-  program.command('run').description('run a topology and print its flows, faults and invariants')
+    .addHelpText('after', CODES);
+  const command = (name: string, description: string): Command => program.command(name).description(description);
+  command('run', 'run a topology and print its flows, faults and invariants')
     .argument('<file>', 'topology (YAML)')
     .option('--seed <n>', 'seed of the run; default: the topology\'s', wholeNumber)
     .option('--json', 'print the summary as one JSON object')
     .option('--trace <out>', 'write the trace: *.json for ui.perfetto.dev, anything else NDJSON, - for stdout')
-    .option('--until <time>', 'stop at a simulated time such as 120us')
+    .option('--until <place>', 'stop and show where: 120us, event:N, fault:K or before-teardown')
     .option('--break <event>', 'stop at the first record of a trace kind, or at the Nth with KIND:N')
     .option('--log', 'print the kernel log (dmesg) as well')
-    .action((file: string, options) => answer(run(file, options as Parameters<typeof run>[1])));
-  program.command('check').description('check topologies without running them')
+    .action(async (file: string, options) => answer(await run(io, file, options as Parameters<typeof run>[2])));
+  command('check', 'check topologies without running them')
     .argument('<files...>', 'topologies (YAML)')
-    .action((files: string[]) => answer(check(files)));
-  program.command('schema').description('print the JSON Schema of topologies, for editors')
-    .action(() => answer(schema()));
-  program.command('lspci').description('list the PCI functions of a topology\'s host')
+    .action((files: string[]) => answer(check(io, files)));
+  command('schema', 'print the JSON Schema of topologies, for editors')
+    .action(() => answer(schema(io)));
+  command('lspci', 'list the PCI functions of a topology\'s host')
     .argument('<file>', 'topology (YAML)')
-    .option('-v', 'verbose; twice for all capabilities', (_value: string, previous: number) => previous + 1, 0)
-    .option('-n', 'numeric ids beside the names', (_value: string, previous: number) => previous + 1, 0)
+    .option('-v', 'verbose; twice for all capabilities', counted, 0)
+    .option('-n', 'numeric ids; twice for numbers and names', counted, 0)
     .option('-t', 'as a tree')
-    .option('-x', 'dump config space; -xxx 256 bytes, -xxxx all 4096', (_value: string, previous: number) => previous + 1, 0)
-    .option('-s <bdf>', 'only this function')
-    .action((file: string, options) => answer(lspciCommand(file, options as Parameters<typeof lspciCommand>[1])));
-  program.command('inspect').description('run to a place and show every table entry on the way of an address')
+    .option('-x', 'dump config space: -x 64 bytes, -xxx 256, -xxxx all 4096', counted, 0)
+    .option('-D', 'always print the segment')
+    .option('-s <slot>', 'only these functions: [[[segment:]bus:][device][.function]]')
+    .action(async (file: string, options) => answer(await lspciCommand(io, file, options as Parameters<typeof lspciCommand>[2])));
+  command('inspect', 'run to a place and show every table entry on the way of an address')
     .argument('<file>', 'topology (YAML)')
-    .requiredOption('--walk <device/pasid/address>', 'for example dsa0/1/0x7ffff7fbb000; the PASID may be a process name, or - for none')
+    .requiredOption('--walk <device/pasid/address>', 'PASID: a number, a process, or - for none; ADDRESS: 0x…, or with a process buffer+offset')
     .option('--at <place>', '120us, event:N, fault:K or before-teardown', 'before-teardown')
-    .option('--seed <n>', 'seed of the run', wholeNumber)
+    .option('--seed <n>', 'seed of the run; default: the topology\'s', wholeNumber)
     .option('--json', 'print JSON')
-    .action((file: string, options) => answer(inspect(file, options as Parameters<typeof inspect>[1])));
-  for (const command of program.commands) command.exitOverride();
+    .action(async (file: string, options) => answer(await inspect(io, file, options as Parameters<typeof inspect>[2])));
+  for (const one of [program, ...program.commands]) {
+    one.exitOverride().showHelpAfterError('(vfiosim --help lists the commands)')
+      .configureOutput({ writeOut: (text) => void io.stdout.write(text), writeErr: (text) => void io.stderr.write(text) });
+  }
   return program;
 }
 
@@ -66,20 +76,16 @@ function build(answer: (code: number) => void): Command {
  * Runs one command line.
  *
  * @param argv the arguments after the program's name
+ * @param io where to write; default: the process's own streams
  * @returns the process exit code: 0 fine, 1 a flow or an invariant failed, 2 wrong usage, 3 invalid input, 42 a limit was hit
  */
-export async function main(argv: readonly string[]): Promise<number> {
+export async function main(argv: readonly string[], io: Io = ioFor(process.stdout, process.stderr, process.env)): Promise<number> {
   let code: number = EXIT.ok;
-  const program = build((answered) => { code = answered; });
   try {
-    await program.parseAsync(argv, { from: 'user' });
+    await build(io, (answer) => { code = answer; }).parseAsync(argv, { from: 'user' });
     return code;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
-    if (error instanceof InvalidInput) {
-      for (const line of formatProblems(error.problems)) process.stderr.write(`${line}\n`);
-      return EXIT.input;
-    }
-    throw error;
+    return explainFailure(io, error);
   }
 }

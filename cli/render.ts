@@ -1,26 +1,50 @@
-/** The summary as tables for people. Colours only where stdout is a terminal and NO_COLOR is not set. */
+/** The summary as tables for people, and where a machine stopped. */
 import Table from 'cli-table3';
-import pc from 'picocolors';
+import type { MachineState, TaskState } from '../harness/machine-state.js';
 import type { FlowSummary, Summary } from '../harness/summary.js';
 import { formatSize, formatTime } from '../harness/topology/units.js';
+import type { Colors } from './io.js';
 
 const MANY_FLOWS = 24;
+const MANY_TASKS = 24;
 
-export function renderSummary(summary: Summary): string {
-  const lines = [
-    `${pc.bold(summary.topology)}  seed ${summary.seed}  ${formatTime(summary.virtualTimeNs)} simulated, ${summary.events} events`,
-    '', flowTable(summary.flows), '', invariantTable(summary), '',
-  ];
+/** @param state where the machine stands, when the run did not end by itself */
+export function renderSummary(summary: Summary, colors: Colors, state?: MachineState): string {
+  const lines = [`${colors.bold(summary.topology)}  seed ${summary.seed}  ${formatTime(summary.virtualTimeNs)} simulated, ${summary.events} events`, ''];
+  if (state !== undefined) lines.push(...stateLines(state, colors), '');
+  lines.push(...flowTable(summary.flows, colors), '', invariantTable(summary, colors), '');
   const leaks = Object.entries(summary.leaks);
-  lines.push(`leaks: ${leaks.map(([name, count]) => (count === 0 ? `${name} 0` : pc.red(`${name} ${count}`))).join(', ')}`);
+  // what is still in use has leaked only after teardown
+  if (summary.end === 'finished') lines.push(`leaks: ${leaks.map(([name, count]) => (count === 0 ? `${name} 0` : colors.red(`${name} ${count}`))).join(', ')}`);
   lines.push(`trace: ${summary.traceHash}`);
-  for (const failure of summary.stepFailures) lines.push(pc.red(`step failed: ${failure}`));
-  for (const unmet of summary.unmetExpectations) lines.push(pc.red(`expected: ${unmet}`));
-  lines.push('', verdict(summary));
+  for (const failure of summary.stepFailures) lines.push(colors.red(`step failed: ${failure}`));
+  for (const unmet of summary.unmetExpectations) lines.push(colors.red(`expected: ${unmet}`));
+  lines.push('', verdict(summary, colors));
   return `${lines.join('\n')}\n`;
 }
 
-function flowTable(flows: readonly FlowSummary[]): string {
+/** Tasks and what they wait for, then the last records. */
+function stateLines(state: MachineState, colors: Colors): string[] {
+  const processes = state.tasks.filter((task) => !task.daemon), threads = state.tasks.filter((task) => task.daemon);
+  return [
+    `stopped at ${formatTime(state.timeNs)}, event ${state.event}`,
+    ...taskLines('tasks', processes, colors), ...taskLines('kernel threads', threads, colors),
+    colors.bold('last records'), ...state.records.map((record) => `  ${record}`),
+  ];
+}
+
+function taskLines(title: string, tasks: readonly TaskState[], colors: Colors): string[] {
+  if (tasks.length === 0) return [];
+  const shown = tasks.slice(0, MANY_TASKS).map((task) => {
+    const held = task.holds.length === 0 ? '' : `, holds ${task.holds.join(', ')}`;
+    const does = task.waitsFor === '' ? `is ${task.state}` : `waits for ${task.waitsFor}`;
+    return `  ${task.name}${task.step === '' ? '' : `, ${task.step}`}: ${does}${held}`;
+  });
+  return [colors.bold(title), ...shown, ...(tasks.length > MANY_TASKS ? [`  … and ${tasks.length - MANY_TASKS} more`] : [])];
+}
+
+function flowTable(flows: readonly FlowSummary[], colors: Colors): string[] {
+  if (flows.length === 0) return ['no process has opened a device'];
   const table = new Table({
     head: ['flow', 'device', 'status', 'bytes', 'page requests', 'success', 'invalid', 'failure', 'faults', 'p50', 'p99', 'max'],
     colAligns: ['left', 'left', 'left', 'right', 'right', 'right', 'right', 'right', 'right', 'right', 'right', 'right'],
@@ -29,27 +53,31 @@ function flowTable(flows: readonly FlowSummary[]): string {
   for (const flow of flows.slice(0, MANY_FLOWS)) {
     const { responses, latencyNs } = flow;
     table.push([
-      flow.name, flow.device, flow.status === 'ok' ? pc.green('ok') : pc.red(`failed: ${flow.reason}`), formatSize(flow.bytes), flow.pageRequests,
+      flow.name, flow.device, flow.status === 'ok' ? colors.green('ok') : colors.red('failed'), formatSize(flow.bytes), flow.pageRequests,
       responses.success, responses.invalid, responses.failure, flow.unrecoverable,
       formatTime(latencyNs.p50), formatTime(latencyNs.p99), formatTime(latencyNs.max),
     ]);
   }
+  const lines = [table.toString()];
   const rest = flows.slice(MANY_FLOWS);
-  if (rest.length === 0) return table.toString();
-  const failed = rest.filter((flow) => flow.status !== 'ok').length;
-  return `${table.toString()}\n… and ${rest.length} more flows, ${failed === 0 ? 'all ok' : pc.red(`${failed} failed`)} (--json lists them)`;
-}
-
-function invariantTable(summary: Summary): string {
-  const table = new Table({ head: ['invariant', 'checked', 'status'], colAligns: ['left', 'right', 'left'], style: { head: [], border: [], compact: true } });
-  for (const { name, checked, status, violations } of summary.invariants) {
-    table.push([name, checked, status === 'ok' ? pc.green('ok') : pc.red(`violated: ${violations[0] ?? ''}`)]);
+  if (rest.length > 0) {
+    const failed = rest.filter((flow) => flow.status !== 'ok').length;
+    lines.push(`… and ${rest.length} more flows, ${failed === 0 ? 'all ok' : colors.red(`${failed} failed`)} (--json lists them)`);
   }
-  return table.toString();
+  const failures = flows.filter((flow) => flow.status === 'failed');
+  lines.push(...failures.slice(0, MANY_FLOWS).map((flow) => `${flow.name}: ${flow.reason}`));
+  return lines;
 }
 
-function verdict(summary: Summary): string {
-  if (summary.end === 'time-limit' || summary.end === 'event-limit') return pc.yellow(`LIMIT: stopped at the ${summary.end === 'time-limit' ? 'simulated time' : 'event'} limit of the topology`);
-  if (summary.end === 'stopped') return pc.yellow('STOPPED where asked');
-  return summary.verdict === 'pass' ? pc.green(pc.bold('PASS')) : pc.red(pc.bold('FAIL'));
+function invariantTable(summary: Summary, colors: Colors): string {
+  const table = new Table({ head: ['invariant', 'checked', 'status'], colAligns: ['left', 'right', 'left'], style: { head: [], border: [], compact: true } });
+  for (const { name, checked, status } of summary.invariants) table.push([name, checked, status === 'ok' ? colors.green('ok') : colors.red('violated')]);
+  const violations = summary.invariants.flatMap(({ name, violations: texts }) => texts.map((text) => colors.red(`${name}: ${text}`)));
+  return [table.toString(), ...violations].join('\n');
+}
+
+function verdict(summary: Summary, colors: Colors): string {
+  if (summary.verdict === 'limit') return colors.yellow(`LIMIT: stopped at the ${summary.end === 'time-limit' ? 'simulated time' : 'event'} limit of the topology`);
+  if (summary.end === 'stopped') return colors.yellow('STOPPED where asked');
+  return summary.verdict === 'pass' ? colors.green(colors.bold('PASS')) : colors.red(colors.bold('FAIL'));
 }

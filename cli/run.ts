@@ -1,10 +1,12 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
-import { createMachineSync, type Machine } from '../harness/machine.js';
+import type { Machine } from '../harness/machine.js';
+import { stateOf } from '../harness/machine-state.js';
 import { parseBreak, parseStopPoint, type StopPoint } from '../harness/stop-point.js';
 import { traceToNdjson, traceToPerfetto } from '../sim/trace-export.js';
 import { TRACE_SPANS } from '../harness/trace-spans.js';
-import { formatTime } from '../harness/topology/units.js';
 import { EXIT } from './exit.js';
+import { withMachine, WrongUsage } from './failure.js';
+import { say, writePieces, type Io } from './io.js';
 import { Progress } from './progress.js';
 import { renderSummary } from './render.js';
 
@@ -17,58 +19,87 @@ interface RunCommandOptions {
   readonly log?: boolean;
 }
 
-/** Runs a topology; the summary goes to stdout, progress and where a run stopped to stderr. */
-export function run(file: string, options: RunCommandOptions): number {
-  const machine = createMachineSync(file, options.seed === undefined ? {} : { seed: options.seed });
-  const stop = stopPoint(machine, options);
-  if (typeof stop === 'string') {
-    process.stderr.write(`${stop}\n`);
-    return EXIT.usage;
-  }
-  const progress = new Progress(machine);
-  machine.run({ ...(stop === undefined ? {} : { stopAt: stop }), onSlice: () => progress.show() });
-  progress.clear();
-  const stopped = machine.end === 'stopped';
-  if (stopped) process.stderr.write(`stopped at ${formatTime(machine.clock.now)}, event ${machine.clock.events}\n`);
-  const summary = machine.summary();
-  if (options.log === true) for (const line of machine.dmesg()) process.stderr.write(`${line}\n`);
-  if (options.trace !== undefined) writeTrace(machine, options.trace);
-  if (options.trace !== '-') process.stdout.write(options.json === true ? `${JSON.stringify(summary, null, 2)}\n` : renderSummary(summary));
-  if (summary.verdict === 'limit') return EXIT.limit;
-  return stopped || summary.verdict === 'pass' ? EXIT.ok : EXIT.failed;
-}
-
-function stopPoint(machine: Machine, options: RunCommandOptions): StopPoint | string | undefined {
-  if (options.until !== undefined && options.break !== undefined) return '--until and --break exclude each other';
-  if (options.until !== undefined) {
-    const stop = parseStopPoint(options.until);
-    return typeof stop === 'string' ? `--until: ${stop}` : stop;
-  }
-  if (options.break === undefined) return undefined;
-  const stop = parseBreak(options.break, machine.trace.kinds.map((kind) => kind.name));
-  return typeof stop === 'string' ? `--break: ${stop}` : stop;
-}
-
-function writeTrace(machine: Machine, out: string): void {
-  const chunks = out.endsWith('.json') ? traceToPerfetto(machine.trace, TRACE_SPANS) : traceToNdjson(machine.trace);
-  const fd = out === '-' ? 1 : openSync(out, 'w');
-  try {
-    let buffered = '';
-    for (const chunk of chunks) {
-      buffered += chunk;
-      if (buffered.length > 1 << 16) {
-        writeAll(fd, buffered);
-        buffered = '';
-      }
+/** Runs a topology; the summary goes to stdout, or to stderr when the trace is on stdout. */
+export function run(io: Io, file: string, options: RunCommandOptions): Promise<number> {
+  return withMachine(io, file, options.seed === undefined ? {} : { seed: options.seed }, async (machine) => {
+    const stop = stopPoint(machine, options);
+    if (options.json === true && options.trace === '-') throw new WrongUsage('--json and --trace - both write to stdout');
+    const trace = options.trace === undefined || options.trace === '-' ? undefined : new TraceFile(options.trace);
+    const progress = new Progress(machine, io.stderr);
+    try {
+      machine.run({ ...(stop === undefined ? {} : { stopAt: stop }), onSlice: () => progress.show() });
+    } finally {
+      progress.clear();
+      trace?.write(pieces(machine, options.trace!));
     }
-    writeAll(fd, buffered);
-  } finally {
-    if (fd !== 1) closeSync(fd);
-  }
-  if (machine.trace.first > 0) process.stderr.write(`trace: the oldest ${machine.trace.first} records were dropped, the newest ${machine.trace.count - machine.trace.first} are kept\n`);
+    if (options.trace === '-') await writePieces(io.stdout, inBlocks(pieces(machine, '-')));
+    if (options.trace !== undefined && machine.trace.first > 0) say(io, `trace: the oldest ${machine.trace.first} records were dropped, the newest ${machine.trace.count - machine.trace.first} are kept`);
+    if (stop !== undefined && machine.end === 'finished') say(io, `the run ended before ${options.until ?? options.break ?? ''}`);
+    if (options.log === true) for (const line of machine.dmesg()) say(io, line);
+    const summary = machine.summary();
+    const state = machine.end === 'finished' ? undefined : stateOf(machine);
+    if (options.json === true) io.stdout.write(`${JSON.stringify(state === undefined ? summary : { ...summary, state }, null, 2)}\n`);
+    else (options.trace === '-' ? io.stderr : io.stdout).write(renderSummary(summary, io.colors, state));
+    if (summary.verdict === 'limit') return EXIT.limit;
+    return machine.end === 'stopped' || summary.verdict === 'pass' ? EXIT.ok : EXIT.failed;
+  });
 }
 
-function writeAll(fd: number, text: string): void {
-  const bytes = Buffer.from(text);
-  for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at);
+function stopPoint(machine: Machine, options: RunCommandOptions): StopPoint | undefined {
+  if (options.until !== undefined && options.break !== undefined) throw new WrongUsage('--until and --break exclude each other');
+  const [option, stop] = options.until !== undefined
+    ? ['--until', parseStopPoint(options.until)]
+    : ['--break', options.break === undefined ? undefined : parseBreak(options.break, machine.trace.kinds.map((kind) => kind.name))];
+  if (typeof stop === 'string') throw new WrongUsage(`${option}: ${stop}`);
+  return stop;
+}
+
+function pieces(machine: Machine, out: string): Generator<string> {
+  return out.endsWith('.json') ? traceToPerfetto(machine.trace, TRACE_SPANS) : traceToNdjson(machine.trace);
+}
+
+const BLOCK_CHARACTERS = 1 << 16;
+
+function* inBlocks(pieces: Iterable<string>): Generator<string> {
+  let block = '';
+  for (const piece of pieces) {
+    block += piece;
+    if (block.length < BLOCK_CHARACTERS) continue;
+    yield block;
+    block = '';
+  }
+  if (block !== '') yield block;
+}
+
+/** The file is opened before the run, so that a wrong name is said at once. */
+class TraceFile {
+  private readonly name: string;
+  private readonly fd: number;
+
+  constructor(name: string) {
+    this.name = name;
+    this.fd = this.attempt(() => openSync(name, 'w'));
+  }
+
+  /** Writes everything and closes the file. */
+  write(pieces: Iterable<string>): void {
+    try {
+      for (const block of inBlocks(pieces)) {
+        const bytes = Buffer.from(block);
+        for (let at = 0; at < bytes.length; ) at += this.attempt(() => writeSync(this.fd, bytes, at));
+      }
+    } finally {
+      closeSync(this.fd);
+    }
+  }
+
+  private attempt<T>(action: () => T): T {
+    try {
+      return action();
+    } catch (error) {
+      const { code = String(error) } = error as NodeJS.ErrnoException;
+      const reasons: Record<string, string> = { ENOENT: 'no such directory', EACCES: 'permission denied', EISDIR: 'is a directory', ENOTDIR: 'is below a file', ENOSPC: 'no space left', EROFS: 'the file system is read-only' };
+      throw new WrongUsage(`--trace: ${this.name} cannot be written: ${reasons[code] ?? code}`);
+    }
+  }
 }

@@ -39,6 +39,8 @@ export function* boot(host: Host): Steps {
   if (host.iommu !== undefined) yield* host.iommu.start();
   host.core.registerDriver(host.iommu ?? new DirectMapping(host.mailbox));
   for (const device of devices) yield* host.binding.deviceAdded(device);
+  // translation comes last, as in Linux: no device loses its untranslated DMA before it has a domain
+  if (host.iommu !== undefined) yield* host.iommu.enableTranslation();
   for (const driver of host.devices.drivers) yield* host.drivers.registerDriver(driver);
 }
 

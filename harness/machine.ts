@@ -13,6 +13,7 @@ import { boot, shutdown } from './boot.js';
 import { CheckerSet, type Checker } from './checkers/invariant.js';
 import { standardCheckers } from './checkers/index.js';
 import { composeHost, type Host } from './compose/host.js';
+import type { UnitRegisters } from './compose/settings.js';
 import { unmetExpectations } from './expectations.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
 import { Scenario } from './scenario/scenario.js';
@@ -32,6 +33,8 @@ export interface MachineOptions {
   readonly traceRecords?: number;
   /** Named defects of the product, for tests of checkers. */
   readonly defects?: ReadonlySet<string>;
+  /** CAP, ECAP and VER of a recorded unit, instead of what the topology's `iommu` makes. */
+  readonly unitRegisters?: UnitRegisters;
 }
 
 export interface RunOptions {
@@ -64,6 +67,7 @@ export class Machine implements Inspectable {
     this.name = topology.name ?? loaded.file;
     this.host = composeHost({
       topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
+      ...(options.unitRegisters === undefined ? {} : { unitRegisters: options.unitRegisters }),
     });
     this.scenario = new Scenario(this.host, options.directory ?? loaded.directory);
     this.checkers = new CheckerSet(this.trace, watch ? standardCheckers(this.host) : []);

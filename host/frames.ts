@@ -55,6 +55,8 @@ export interface FrameAllocatorOptions {
   /** Fills freed frames with this byte, so that a stale translation is visible in what it reads. */
   readonly poison?: number;
   readonly defects?: ReadonlySet<string>;
+  /** Called for every block that is free from now on. */
+  readonly onFree?: (physical: number, frames: number) => void;
 }
 
 export interface OwnerFrames {
@@ -72,6 +74,7 @@ export class FrameAllocator implements FrameSource {
   private readonly memory: PhysicalMemory;
   private readonly poison: number;
   private readonly skipZeroing: boolean;
+  private readonly onFree: ((physical: number, frames: number) => void) | undefined;
   private readonly spans: Span[] = [];
   private readonly chunks: (Chunk | undefined)[] = [];
   /** First free block of each order. */
@@ -89,6 +92,7 @@ export class FrameAllocator implements FrameSource {
   constructor(options: FrameAllocatorOptions) {
     this.memory = options.memory;
     this.poison = options.poison ?? -1;
+    this.onFree = options.onFree;
     this.skipZeroing = options.defects?.has('frames.skip-zeroing') ?? false;
     let end = 0, total = 0;
     for (const range of options.ranges) {
@@ -233,6 +237,7 @@ export class FrameAllocator implements FrameSource {
     this.inUse -= frames;
     this.ownerCounts[chunk.owner[at]!]! -= frames;
     if (this.poison >= 0) this.memory.fill(this.addressOf(index), this.poison, frames * 4096);
+    if (this.onFree !== undefined) this.onFree(this.addressOf(index), frames);
     if (order > 0) {
       chunk.state[at] = 0;
       this.putBlock(index, order);

@@ -4,7 +4,7 @@
  * publishes while it handles the first. What a subscriber throws is handed to the clock, which rethrows it at that
  * very event instead of from a later timer.
  */
-import { Observable, Subject, type Observer, type Operator, type Subscription } from 'rxjs';
+import { Observable, type Observer, type Operator, type Subscriber, type Subscription } from 'rxjs';
 
 export class Mailbox {
   private readonly queue: (() => void)[] = [];
@@ -20,15 +20,15 @@ export class Mailbox {
     if (!this.draining) this.drain();
   }
 
-  /** `subject.next(value)` in its turn; at once, and without a closure, when nothing is being delivered. */
-  deliverTo<T>(subject: Subject<T>, value: T): void {
+  /** `wire.next(value)` in its turn; at once, and without a closure, when nothing is being delivered. */
+  deliverTo<T>(wire: { next(value: T): void }, value: T): void {
     if (this.draining) {
-      this.queue.push(() => subject.next(value));
+      this.queue.push(() => wire.next(value));
       return;
     }
     this.draining = true;
     try {
-      subject.next(value);
+      wire.next(value);
     } finally {
       this.draining = false;
       if (this.queue.length > 0) this.drain();
@@ -96,30 +96,64 @@ function guarded<T>(mailbox: Mailbox, next: (value: T) => void): (value: T) => v
   };
 }
 
+/** The end of a channel that feeds its subscribers: RxJS's Subject without a closure and an iterator for every value. */
+class Wire<T> extends Observable<T> {
+  private subscribers: readonly Subscriber<T>[] = [];
+  private ended = false;
+
+  constructor() {
+    super((subscriber) => {
+      if (this.ended) {
+        subscriber.complete();
+        return undefined;
+      }
+      this.subscribers = [...this.subscribers, subscriber];
+      return () => {
+        this.subscribers = this.subscribers.filter((other) => other !== subscriber);
+      };
+    });
+  }
+
+  get observed(): boolean {
+    return this.subscribers.length > 0;
+  }
+
+  /** To those who were subscribed when the value came. */
+  next(value: T): void {
+    const { subscribers } = this;
+    for (let i = 0; i < subscribers.length; i++) subscribers[i]!.next(value);
+  }
+
+  complete(): void {
+    this.ended = true;
+    for (const subscriber of this.subscribers) subscriber.complete();
+  }
+}
+
 export class Channel<T> {
   readonly name: string;
   /** Listen here. One producer publishes; anybody may subscribe, delay, filter or drop on the way. */
   readonly values$: Observable<T>;
   private readonly mailbox: Mailbox;
-  private readonly subject = new Subject<T>();
+  private readonly wire = new Wire<T>();
 
   constructor(mailbox: Mailbox, name: string) {
     this.mailbox = mailbox;
     this.name = name;
-    this.values$ = new WireObservable<T>(mailbox, this.subject);
+    this.values$ = new WireObservable<T>(mailbox, this.wire);
   }
 
   /** True when somebody listens; lets a producer skip building records that nobody sees. */
   get observed(): boolean {
-    return this.subject.observed;
+    return this.wire.observed;
   }
 
   publish(value: T): void {
-    this.mailbox.deliverTo(this.subject, value);
+    this.mailbox.deliverTo(this.wire, value);
   }
 
   /** Ends every subscription: for teardown. */
   close(): void {
-    this.subject.complete();
+    this.wire.complete();
   }
 }

@@ -2,7 +2,7 @@
  * Simulated time: integer nanoseconds, a heap of events ordered by (time, sequence) so that events of one instant
  * run first-in first-out. One event runs to completion before the next.
  */
-import { assert } from './assert.js';
+import { assert, SimulatorBug } from './assert.js';
 
 export interface Alarm {
   readonly pending: boolean;
@@ -118,8 +118,7 @@ export class VirtualClock implements Clock {
   }
 
   private push(timeNs: number, run: () => void): number {
-    assert(timeNs >= this.now, `event scheduled in the past: ${timeNs} ns, now ${this.now} ns`);
-    assert(Number.isInteger(timeNs), `event time ${timeNs} is not a whole number of nanoseconds`);
+    if (timeNs < this.now || !Number.isInteger(timeNs)) this.refuse(timeNs);
     let slot = this.freeSlots.pop();
     if (slot === undefined) {
       slot = this.callbacks.length;
@@ -145,6 +144,11 @@ export class VirtualClock implements Clock {
     sequences[i] = sequence;
     slots[i] = slot;
     return slot;
+  }
+
+  private refuse(timeNs: number): never {
+    const why = Number.isInteger(timeNs) ? `scheduled in the past, now is ${this.now} ns` : 'not at a whole number of nanoseconds';
+    throw new SimulatorBug(`event at ${timeNs} ns: ${why}`);
   }
 
   private removeFirst(): void {

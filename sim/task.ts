@@ -26,14 +26,19 @@ export class Task<T = void> {
   /** A daemon may be blocked when the machine is idle (a kernel thread that waits for work). */
   daemon: boolean;
   state: TaskState = 'ready';
+  /** Done, failed or killed. */
+  ended = false;
   result: T | undefined;
   error: unknown;
   blockedOn: Blocker | undefined;
+  /** @internal the next task in the wait queue that this one is parked in */
+  nextWaiter: Task<unknown> | undefined;
   readonly heldLocks: Mutex[] = [];
   private readonly scheduler: Scheduler;
   private readonly steps: Steps<T>;
   private readonly finished: WaitQueue;
-  private readonly step = (): void => this.scheduler.resume(this as unknown as Task<unknown>);
+  /** @internal the event of a turn; one is under way at most */
+  readonly step = (): void => this.scheduler.resume(this as unknown as Task<unknown>);
 
   constructor(scheduler: Scheduler, name: string, steps: Steps<T>, daemon: boolean) {
     this.scheduler = scheduler;
@@ -43,24 +48,12 @@ export class Task<T = void> {
     this.finished = new WaitQueue(scheduler, `end of ${name}`);
   }
 
-  get ended(): boolean {
-    return this.state === 'done' || this.state === 'failed' || this.state === 'killed';
-  }
-
   /** Makes a parked task ready; it runs as an event of this instant. Waking a task that is not parked is a bug. */
   wake(): void {
-    assert(this.state === 'blocked', `task ${this.name} woken while ${this.state}`);
+    if (this.state !== 'blocked') throw new SimulatorBug(`task ${this.name} woken while ${this.state}`);
     this.state = 'ready';
     this.blockedOn = undefined;
     this.scheduler.clock.post(0, this.step);
-  }
-
-  /** @internal a timed block of this very kind has run out: the task goes on in the same event */
-  expire(blocker: Blocker): void {
-    if (this.blockedOn !== blocker) return;
-    this.state = 'ready';
-    this.blockedOn = undefined;
-    this.step();
   }
 
   /** Waits for the end and returns the result; rethrows what the task threw. */
@@ -78,6 +71,7 @@ export class Task<T = void> {
     if (this.state === 'blocked') this.blockedOn!.unpark(this as unknown as Task<unknown>);
     this.blockedOn = undefined;
     this.state = 'killed';
+    this.ended = true;
     this.steps.return(undefined as never);
     this.scheduler.ended(this as unknown as Task<unknown>);
     this.finished.wakeAll();
@@ -91,6 +85,7 @@ export class Task<T = void> {
   /** @internal one turn: until the next block or the end */
   turn(): void {
     this.state = 'running';
+    this.blockedOn = undefined;
     try {
       const next = this.steps.next();
       if (next.done) {
@@ -106,6 +101,7 @@ export class Task<T = void> {
       this.state = 'failed';
       this.error = error;
     }
+    this.ended = true;
     this.scheduler.ended(this as unknown as Task<unknown>);
     this.finished.wakeAll();
   }
@@ -148,6 +144,11 @@ export class Scheduler {
     return next.value;
   }
 
+  /** Tasks that have not ended, in order of their start. */
+  live(): Task<unknown>[] {
+    return [...this.tasks];
+  }
+
   /** Tasks that wait and are no daemons: with no event left, these are deadlocked. */
   blocked(): Task<unknown>[] {
     return [...this.tasks].filter((task) => task.state === 'blocked' && !task.daemon);
@@ -180,17 +181,55 @@ export class Scheduler {
   }
 }
 
-class Sleep implements Blocker {
+const OVER = { done: true, value: undefined } as const;
+
+/**
+ * What `yield*` of a short wait delegates to: an iterator that is its own result, where a generator would cost its
+ * frame and an object for every turn. `value` is what the task blocks on.
+ */
+abstract class Wait {
+  readonly done = false;
+  abstract readonly value: Blocker;
+
+  abstract next(): typeof OVER | this;
+
+  return(): typeof OVER {
+    return OVER;
+  }
+
+  [Symbol.iterator](): this {
+    return this;
+  }
+}
+
+function steps(wait: Wait): Steps {
+  return wait as unknown as Steps;
+}
+
+class Sleep extends Wait implements Blocker {
   private readonly clock: Clock;
   private readonly delayNs: number;
+  private asleep = false;
 
   constructor(clock: Clock, delayNs: number) {
+    super();
     this.clock = clock;
     this.delayNs = delayNs;
   }
 
+  get value(): Blocker {
+    return this;
+  }
+
+  next(): typeof OVER | this {
+    if (this.asleep) return OVER;
+    this.asleep = true;
+    return this;
+  }
+
   park(task: Task<unknown>): void {
-    this.clock.post(this.delayNs, () => task.expire(this));
+    // only this event ends a sleep: the task still sleeps then, or was killed
+    this.clock.post(this.delayNs, task.step);
   }
 
   unpark(): void {}
@@ -212,8 +251,6 @@ export class Pause implements Blocker {
     const { task } = this;
     if (task === undefined) return;
     this.task = undefined;
-    task.state = 'ready';
-    task.blockedOn = undefined;
     this.scheduler.resume(task);
   };
 
@@ -241,15 +278,38 @@ export class Pause implements Blocker {
   }
 }
 
-export function* sleep(clock: Clock, delayNs: number): Steps {
-  yield new Sleep(clock, delayNs);
+export function sleep(clock: Clock, delayNs: number): Steps {
+  return steps(new Sleep(clock, delayNs));
+}
+
+const NEVER = (): boolean => false;
+
+/** Blocks on a queue until a condition holds, or (`NEVER`) once. */
+class QueueWait extends Wait {
+  readonly value: Blocker;
+  private readonly condition: () => boolean;
+  private woken = false;
+
+  constructor(queue: WaitQueue, condition: () => boolean) {
+    super();
+    this.value = queue;
+    this.condition = condition;
+  }
+
+  next(): typeof OVER | this {
+    if (this.condition() || (this.woken && this.condition === NEVER)) return OVER;
+    this.woken = true;
+    return this;
+  }
 }
 
 /** First-in first-out queue of sleeping tasks. */
 export class WaitQueue implements Blocker {
   readonly name: string;
   private readonly scheduler: Scheduler;
-  private waiters: Task<unknown>[] = [];
+  // tasks in order of arrival, linked through `nextWaiter`
+  private first: Task<unknown> | undefined;
+  private last: Task<unknown> | undefined;
 
   constructor(scheduler: Scheduler, name: string) {
     this.scheduler = scheduler;
@@ -257,16 +317,17 @@ export class WaitQueue implements Blocker {
   }
 
   get empty(): boolean {
-    return this.waiters.length === 0;
+    return this.first === undefined;
   }
 
-  *wait(): Steps {
-    yield this;
+  /** Sleeps until the next wake. */
+  wait(): Steps {
+    return steps(new QueueWait(this, NEVER));
   }
 
   /** Sleeps until `condition` holds, which is asked now and after every wake. */
-  *until(condition: () => boolean): Steps {
-    while (!condition()) yield this;
+  until(condition: () => boolean): Steps {
+    return steps(new QueueWait(this, condition));
   }
 
   /** Like `until` with a limit; true when the condition held in time. */
@@ -288,22 +349,39 @@ export class WaitQueue implements Blocker {
   }
 
   wakeAll(): void {
-    if (this.waiters.length === 0) return;
-    const waiters = this.waiters;
-    this.waiters = [];
-    for (const task of waiters) task.wake();
+    let task = this.first;
+    this.first = this.last = undefined;
+    while (task !== undefined) {
+      const next = task.nextWaiter;
+      task.nextWaiter = undefined;
+      task.wake();
+      task = next;
+    }
   }
 
   wakeOne(): void {
-    this.waiters.shift()?.wake();
+    const task = this.first;
+    if (task === undefined) return;
+    this.unpark(task);
+    task.wake();
   }
 
   park(task: Task<unknown>): void {
-    this.waiters.push(task);
+    if (this.last === undefined) this.first = task;
+    else this.last.nextWaiter = task;
+    this.last = task;
   }
 
   unpark(task: Task<unknown>): void {
-    this.waiters = this.waiters.filter((waiter) => waiter !== task);
+    let before: Task<unknown> | undefined;
+    for (let waiter = this.first; waiter !== task; waiter = waiter.nextWaiter) {
+      if (waiter === undefined) return;
+      before = waiter;
+    }
+    if (before === undefined) this.first = task.nextWaiter;
+    else before.nextWaiter = task.nextWaiter;
+    if (this.last === task) this.last = before;
+    task.nextWaiter = undefined;
   }
 
   describe(): string {
@@ -370,7 +448,8 @@ export class Mutex implements Blocker {
     if (current !== undefined && current !== owner && owner.state !== 'killed') {
       throw new SimulatorBug(`${this.name} held by ${owner.name} unlocked by ${current.name}`);
     }
-    owner.heldLocks.splice(owner.heldLocks.indexOf(this), 1);
+    if (owner.heldLocks.at(-1) === this) owner.heldLocks.pop();
+    else owner.heldLocks.splice(owner.heldLocks.indexOf(this), 1);
     this.owner = undefined;
     const next = this.waiters.shift();
     if (next !== undefined) {

@@ -18,6 +18,8 @@ export interface TraceKind<A extends string = string> {
   readonly kinds: readonly ArgumentKind[];
   /** Records of kinds that are only watched by checkers or are too many to tell a story stay out of the hash. */
   readonly hashed: boolean;
+  /** Bit n is set when argument n is a string, which the hash knows by its text. */
+  readonly strings: number;
 }
 
 /** A record as a listener or exporter sees it; valid during the call only. */
@@ -116,6 +118,7 @@ export class Trace {
     assert(args.length <= MAX_ARGS, `trace kind ${name} has more than ${MAX_ARGS} arguments`);
     const kind: TraceKind<A[number][0]> = {
       id: this.kinds.length, name, args: args.map(([argument]) => argument), kinds: args.map(([, k]) => k), hashed: options.hashed ?? true,
+      strings: args.reduce((bits, [, k], i) => (k === 'str' ? bits | (1 << i) : bits), 0),
     };
     this.kinds.push(kind);
     this.counts.push(0);
@@ -238,12 +241,14 @@ export class Trace {
   /** Mixes time, kind, correlation and arguments, in this order. */
   private hashRecord(kind: TraceKind, at: number): void {
     const { ring, word, halves, stringHashes } = this;
-    const { kinds } = kind;
-    const end = at + 3 + kinds.length;
+    const end = at + 3 + kind.kinds.length;
+    // time, kind and correlation are no strings
+    let strings = kind.strings << 3;
     let hashA = this.hashA, hashB = this.hashB;
     for (let i = at; i < end; i++) {
-      const stored = ring[i]!;
-      const value = i >= at + 3 && kinds[i - at - 3] === 'str' ? stringHashes[stored]! : stored;
+      let value = ring[i]!;
+      if ((strings & 1) !== 0) value = stringHashes[value]!;
+      strings >>= 1;
       let lo = value | 0, hi = 0;
       if (lo !== value) {
         word[0] = value;

@@ -1,3 +1,4 @@
+import { FAULT_DMA_UNRECOV } from '../../iommu/core/ops.js';
 import { Checker } from './invariant.js';
 
 /** A page request of a PASID is served from the mm that owns the PASID, never from another (section 5; scenario 13). */
@@ -17,9 +18,9 @@ export class FaultsStayWithTheirMm extends Checker {
   }
 }
 
-/** After its unbind a PASID is silent on the device: no request, no record (B2, R-RACE-7). */
+/** After its unbind a PASID is silent on the device: no request, no fault (B2, E9, R-RACE-7). */
 export class SilentAfterUnbind extends Checker {
-  readonly name = 'no page request after unbind';
+  readonly name = 'no use of a PASID after unbind';
   readonly kinds = ['iommu:sva_bind', 'iommu:sva_unbind', 'iommu:dev_fault'];
   private readonly bound = new Set<string>();
   private readonly ended = new Set<string>();
@@ -31,9 +32,12 @@ export class SilentAfterUnbind extends Checker {
       this.ended.delete(bond);
     } else if (kind === 'iommu:sva_unbind') {
       if (value('refs') === 0 && this.bound.delete(bond)) this.ended.add(bond);
-    } else if (value('type') === 2) {
+    } else {
       this.checked++;
-      if (this.ended.has(bond)) this.violate(`a page request of PASID ${value('pasid')} was reported after its unbind had returned`);
+      if (!this.ended.has(bond)) return;
+      // the driver has not stopped its device before it unbound
+      const what = value('type') === FAULT_DMA_UNRECOV ? 'DMA' : 'a page request';
+      this.violate(`${what} of PASID ${value('pasid')} was reported after its unbind had returned`);
     }
   }
 }

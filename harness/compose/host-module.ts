@@ -8,18 +8,22 @@ import { Channel, type Mailbox } from '../../sim/channel.js';
 import type { VirtualClock } from '../../sim/clock.js';
 import { Ram, type PhysicalMemory } from '../../sim/memory.js';
 import type { Random } from '../../sim/random.js';
+import type { Trace } from '../../sim/trace.js';
 import type { Topology } from '../topology/schema.js';
 import { layoutFor, type MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
-import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SETTINGS, SYSTEM_BUS, TIMING } from './tokens.js';
+import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
 
 /** The machine's ground floor: RAM, frames, register windows, interrupts, the kernel's log. */
 export const hostModule = new ContainerModule(({ bind }) => {
   bind(LAYOUT).toResolvedValue(({ topology }: Settings) => layoutFor(topology.host.memory), [SETTINGS]).inSingletonScope();
   bind(MEMORY).toResolvedValue(({ ram }: MachineLayout) => new Ram(ram), [LAYOUT]).inSingletonScope();
   bind(FRAMES).toResolvedValue(
-    (memory: PhysicalMemory, { usable }: MachineLayout, { defects }: Settings) => new FrameAllocator({ memory, ranges: usable, defects }),
-    [MEMORY, LAYOUT, SETTINGS],
+    (memory: PhysicalMemory, { usable }: MachineLayout, trace: Trace, { defects, watch }: Settings) => {
+      const freed = trace.define('mm:free_frames', [['frame', 'page'], ['pages', 'dec']], { hashed: false });
+      return new FrameAllocator({ memory, ranges: usable, defects, ...(watch ? { onFree: (physical, frames) => trace.record(freed, 0, physical / 4096, frames) } : {}) });
+    },
+    [MEMORY, LAYOUT, TRACE, SETTINGS],
   ).inSingletonScope();
   bind(TIMING).toResolvedValue(({ topology }: Settings, random: Random) => new Timing(timingOptions(topology), random.split('timing')), [SETTINGS, RANDOM]).inSingletonScope();
   bind(LOG).toResolvedValue((clock: VirtualClock) => new KernelLog(clock), [CLOCK]).inSingletonScope();

@@ -9,7 +9,7 @@ import type { Timing } from '../../host/timing.js';
 import { IommuCore } from '../../iommu/core/core.js';
 import { IntelIommu } from '../../iommu/intel-vtd/driver/intel-iommu.js';
 import { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
-import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
+import { buildCapabilities, decodeCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { encodeDmar } from '../../iommu/intel-vtd/spec/dmar.js';
 import type { IommuOps } from '../../iommu/core/ops.js';
 import type { Mailbox } from '../../sim/channel.js';
@@ -30,7 +30,10 @@ export type IommuHardware = VtdUnit;
 
 /** A driver and how it is started and stopped. */
 export interface IommuDriver extends IommuOps {
+  /** Brings the hardware up; DMA is not translated yet. */
   start(): Steps;
+  /** After the devices that are there have been given their domains. */
+  enableTranslation(): Steps;
   stop(): Steps;
 }
 
@@ -50,10 +53,12 @@ export const iommuModule = new ContainerModule(({ bind }) => {
     [CLOCK, SCHEDULER, MAILBOX, TRACE, TIMING, LOG, RANDOM, FRAMES, SETTINGS],
   ).inSingletonScope();
   bind(IOMMU_HARDWARE).toResolvedValue(
-    ({ topology, defects }: Settings, memory: PhysicalMemory, clock: VirtualClock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
+    ({ topology, defects, unitRegisters }: Settings, memory: PhysicalMemory, clock: VirtualClock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
       const { iommu } = topology.host;
       if (iommu === undefined) return undefined;
-      const { capabilities } = buildCapabilities(capabilityOptions(iommu));
+      const capabilities = unitRegisters === undefined
+        ? buildCapabilities(capabilityOptions(iommu)).capabilities
+        : decodeCapabilities(unitRegisters.cap, unitRegisters.ecap, { version: unitRegisters.version, hostAddressWidth: iommu.haw });
       const unit = new VtdUnit({ name: 'dmar0', capabilities, memory, clock, timing, trace, interrupts, router: fabric, iotlbEntries: iommu['iotlb-entries'], defects });
       bus.claim(layout.iommuRegisters, unit.sizeBytes, 'dmar0', unit);
       fabric.setAgent(() => true, unit);

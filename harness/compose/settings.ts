@@ -1,11 +1,20 @@
 import type { Topology } from '../topology/schema.js';
 
+/** Values of a unit's read-only registers. */
+export interface UnitRegisters {
+  readonly cap: bigint;
+  readonly ecap: bigint;
+  readonly version: number;
+}
+
 /** The inputs of a run. */
 export interface Settings {
   readonly topology: Topology;
   readonly seed: number;
   /** Named defects of the product, switched on by tests only. */
   readonly defects: ReadonlySet<string>;
+  /** What the IOMMU's registers say, instead of what the topology's words make of them: those of a recorded unit. */
+  readonly unitRegisters?: UnitRegisters;
   /** Trace records kept; older ones are dropped from the ring, never from the hash. */
   readonly traceRecords: number;
   /** Records every page that DMA moves and every page-table change, for checkers. */

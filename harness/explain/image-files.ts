@@ -179,13 +179,22 @@ function elfPieces(file: string, descriptor: number, sizeBytes: number): NamedPi
   if (count === 0 || count >= MAX_SEGMENTS || entryBytes < 56 || tableOffset + count * entryBytes > sizeBytes) return refuse('is an ELF file whose program headers are not there (a core file is expected)');
   const table = new DataView(new ArrayBuffer(count * entryBytes));
   if (!readAt(table, tableOffset)) return refuse('is an ELF file whose program headers cannot be read');
-  const pieces: NamedPiece[] = [];
+  const segments: { start: number; offset: number; length: number }[] = [];
   for (let i = 0; i < count; i++) {
     const at = i * entryBytes;
     if (table.getUint32(at, true) !== 1) continue;
     const offset = Number(table.getBigUint64(at + 0x08, true)), start = Number(table.getBigUint64(at + 0x18, true));
     const length = Math.min(Number(table.getBigUint64(at + 0x20, true)), Math.max(0, sizeBytes - offset));
-    if (length > 0 && start + length <= ADDRESS_END) pieces.push({ file, start, bytes: fileBytes(descriptor, offset, length) });
+    if (length > 0 && start + length <= ADDRESS_END) segments.push({ start, offset, length });
+  }
+  // a kernel's core has its text twice: by its own mapping and as part of RAM
+  const pieces: NamedPiece[] = [];
+  let end = 0;
+  for (const { start, offset, length } of segments.toSorted((a, b) => a.start - b.start || b.length - a.length)) {
+    const skip = Math.max(0, end - start);
+    if (skip >= length) continue;
+    pieces.push({ file, start: start + skip, bytes: fileBytes(descriptor, offset + skip, length - skip) });
+    end = start + length;
   }
   if (pieces.length === 0) return refuse('is an ELF file without loadable segments at physical addresses');
   return pieces;
@@ -197,7 +206,7 @@ function overlaps(pieces: readonly NamedPiece[]): Problem[] {
   for (let i = 1; i < sorted.length; i++) {
     const before = sorted[i - 1]!, piece = sorted[i]!;
     if (before.start + before.bytes.length <= piece.start) continue;
-    problems.push({ file: piece.file, message: `covers ${hex(piece.start)}, which ${before.file === piece.file ? 'another segment of it' : before.file} covers as well` });
+    problems.push({ file: piece.file, message: `covers ${hex(piece.start)}, which ${before.file} covers as well` });
   }
   return problems;
 }

@@ -48,6 +48,8 @@ export class Program {
   readonly name: string;
   readonly process: Process;
   task: Task | undefined;
+  /** The step it is in, such as `step 5 (wait)`; empty before the first and after the last. */
+  current = '';
   private readonly world: ScenarioWorld;
   private readonly malloc: Malloc;
   private readonly buffers = new Map<string, NamedBuffer>();
@@ -102,7 +104,10 @@ export class Program {
   private *steps(steps: readonly Step[], path: string): Steps {
     for (const [i, step] of steps.entries()) {
       this.checkSignals();
-      yield* this.step(step, `${path}step ${i + 1} (${STEP_VERBS.find((verb) => (step as Record<string, unknown>)[verb] !== undefined)})`, path);
+      const where = `${path}step ${i + 1} (${STEP_VERBS.find((verb) => (step as Record<string, unknown>)[verb] !== undefined)})`;
+      this.current = where;
+      yield* this.step(step, where, path);
+      this.current = '';
       this.world.progress.stepsDone++;
     }
   }

@@ -4,14 +4,18 @@
  */
 import { readFileSync, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
-import { isMap, isPair, isScalar, isSeq, LineCounter, parseDocument, type Document, type Node } from 'yaml';
+import { isMap, isPair, isScalar, isSeq, LineCounter, parseDocument, visit, type Document, type Node } from 'yaml';
 import { z } from 'zod';
 import { clip, InvalidInput, unknownName, type Problem } from './problems.js';
 import { semanticProblems, type PathProblem } from './checks.js';
+import { scan } from './scan.js';
 import { topologySchema, type Topology, type TopologyInput } from './schema.js';
 
 export const MAX_FILE_BYTES = 4 * 2 ** 20;
-export const MAX_DEPTH = 64;
+
+const MAX_ALIASES = 1000;
+/** Problems whose place is looked up; there may be as many as keys in the file. */
+const PLACED_PROBLEMS = 200;
 
 export interface LoadedTopology {
   readonly topology: Topology;
@@ -51,13 +55,16 @@ function refuse(file: string, message: string, line?: number, column?: number): 
 /** Checks the text of a topology file. */
 export function parseTopology(text: string, file: string, directory: string): Topology {
   if (text.length > MAX_FILE_BYTES) refuse(file, `${text.length} characters; a topology has at most ${MAX_FILE_BYTES}`);
-  refuseDeepNesting(text, file);
+  const refused = scan(text);
+  if (refused !== undefined) refuse(file, refused.message, refused.line, refused.column);
   const lineCounter = new LineCounter();
-  const document = parseDocument(text, { lineCounter, uniqueKeys: true, intAsBigInt: true, prettyErrors: false });
-  if (document.errors.length > 0) {
-    throw new InvalidInput(document.errors.map((error) => {
-      const { line, col } = lineCounter.linePos(error.pos[0]);
-      return { file, line, column: col, message: `YAML: ${clip(error.message.split('\n')[0]!, 200)}` };
+  // the parser compares every key of a map with every other; `repeatedKeys` does not
+  const document = withoutStacks(() => parseDocument(text, { lineCounter, uniqueKeys: false, intAsBigInt: true, prettyErrors: false }));
+  const errors = document.errors.length > 0 ? document.errors.map(({ pos, message }) => ({ offset: pos[0], message })) : misuses(document);
+  if (errors.length > 0) {
+    throw new InvalidInput(errors.map(({ offset, message }) => {
+      const { line, col } = lineCounter.linePos(offset);
+      return { file, line, column: col, message: `YAML: ${clip(message.split('\n')[0]!, 200)}` };
     }));
   }
   let value: unknown;
@@ -70,6 +77,37 @@ export function parseTopology(text: string, file: string, directory: string): To
     refuse(file, 'a topology is a map with at least `version: 1`', 1);
   }
   return validate(value, file, directory, (path, key) => placeOf(document, lineCounter, path, key));
+}
+
+/** Garbage may bring 100,000 errors; the stack of each would cost more than the parsing. */
+function withoutStacks<T>(parse: () => T): T {
+  const limit = Error.stackTraceLimit;
+  Error.stackTraceLimit = 0;
+  try {
+    return parse();
+  } finally {
+    Error.stackTraceLimit = limit;
+  }
+}
+
+/** Keys given twice, and more aliases than anybody writes. */
+function misuses(document: Document.Parsed): { offset: number; message: string }[] {
+  const found: { offset: number; message: string }[] = [];
+  let aliases = 0;
+  visit(document, {
+    Map(_key, map) {
+      const seen = new Set<unknown>();
+      for (const { key } of map.items) {
+        if (!isScalar(key)) continue;
+        if (seen.has(key.value)) found.push({ offset: key.range?.[0] ?? 0, message: `the key "${clip(String(key.value))}" is given twice` });
+        seen.add(key.value);
+      }
+    },
+    Alias(_key, { range }) {
+      if (++aliases === MAX_ALIASES + 1) found.push({ offset: range?.[0] ?? 0, message: `more than ${MAX_ALIASES} aliases` });
+    },
+  });
+  return found;
 }
 
 type Place = { line: number; column: number } | Record<string, never>;
@@ -213,37 +251,4 @@ function numbersOf(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(numbersOf);
   if (typeof value === 'object' && value !== null) return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, numbersOf(item)]));
   return value;
-}
-
-/** Counts nesting before the parser recurses: flow brackets, and block structure by growing indentation. */
-function refuseDeepNesting(text: string, file: string): void {
-  let flow = 0, line = 1, lineStart = 0, quote = '';
-  const indents: number[] = [];
-  for (let i = 0; i < text.length; i++) {
-    const c = text[i]!;
-    if (c === '\n') {
-      line++;
-      lineStart = i + 1;
-      if (flow === 0) quote = '';
-      continue;
-    }
-    if (quote !== '') {
-      if (c === quote) quote = '';
-      else if (c === '\\' && quote === '"') i++;
-      continue;
-    }
-    const first = /[^ ]/.test(c) && text.slice(lineStart, i).trim() === '' && i - lineStart < 4096;
-    if (first && flow === 0 && c !== '#') {
-      let column = i - lineStart;
-      while (indents.length > 0 && indents.at(-1)! >= column) indents.pop();
-      indents.push(column);
-      // `- - - x` opens one level per dash
-      for (let j = i; text[j] === '-' && text[j + 1] === ' '; j += 2) indents.push((column += 2));
-    }
-    if (c === '#' && (i === lineStart || text[i - 1] === ' ')) while (i + 1 < text.length && text[i + 1] !== '\n') i++;
-    else if ((c === '"' || c === "'") && (i === lineStart || /[\s[{,:-]/.test(text[i - 1]!))) quote = c;
-    else if (c === '[' || c === '{') flow++;
-    else if ((c === ']' || c === '}') && flow > 0) flow--;
-    if (flow + indents.length > MAX_DEPTH) refuse(file, `nested deeper than ${MAX_DEPTH} levels`, line, i - lineStart + 1);
-  }
 }

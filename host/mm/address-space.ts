@@ -48,4 +48,6 @@ export interface AddressSpace {
 
   /** handle_mm_fault: makes `address` accessible. Values, no exceptions, for what the process did wrong. */
   handleFault(address: number, access: FaultAccess): Steps<FaultOutcome>;
+  /** The same where it need not sleep, as for most faults; undefined, and nothing has changed, where it must. */
+  tryHandleFault(address: number, access: FaultAccess): FaultOutcome | undefined;
 }

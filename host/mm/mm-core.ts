@@ -39,6 +39,8 @@ export interface MmOptions {
 /** Kinds of records an address space makes; all zero-cost without a trace. */
 export interface MmTraceKinds {
   readonly pageFault: TraceKind;
+  /** The word for its usual outcome. */
+  readonly handled: number;
   readonly setPte: TraceKind;
   readonly clearPte: TraceKind;
   readonly invalidate: TraceKind;
@@ -107,6 +109,7 @@ export abstract class MmCore implements AddressSpace {
   }
 
   abstract handleFault(address: number, access: FaultAccess): Steps<FaultOutcome>;
+  abstract tryHandleFault(address: number, access: FaultAccess): FaultOutcome | undefined;
 
   /** mmget_not_zero: one more user; false when none is left. */
   get(): boolean {
@@ -262,6 +265,7 @@ export function leafPhysical(lo: number, hi: number, level: number): number {
 function traceKinds(trace: Trace): MmTraceKinds {
   return {
     pageFault: trace.define('mm:page_fault', [['mm', 'dec'], ['address', 'page'], ['access', 'hex'], ['outcome', 'str']]),
+    handled: trace.intern('handled'),
     setPte: trace.define('mm:set_pte', [['mm', 'dec'], ['address', 'page'], ['frame', 'page'], ['pages', 'dec'], ['writable', 'bool']], { hashed: false }),
     clearPte: trace.define('mm:clear_pte', [['mm', 'dec'], ['address', 'page'], ['frame', 'page'], ['pages', 'dec']], { hashed: false }),
     invalidate: trace.define('mm:invalidate_range', [['mm', 'dec'], ['start', 'page'], ['end', 'page']]),

@@ -76,13 +76,26 @@ export class Mm extends MmCore implements AddressSpace {
 
   /** handle_mm_fault (P4). ACCESS_PRIVILEGED changes nothing: the areas decide, a kernel address has none. */
   *handleFault(address: number, access: FaultAccess): Steps<FaultOutcome> {
+    const outcome = this.tryHandleFault(address, access);
+    if (outcome !== undefined) return outcome;
+    const waited = yield* this.handleFaultLocked(address, access);
+    this.recordFault(address, access, waited);
+    return waited;
+  }
+
+  tryHandleFault(address: number, access: FaultAccess): FaultOutcome | undefined {
     let outcome: FaultOutcome | undefined;
     if (this.exiting) outcome = 'exiting';
     else if (this.lock.owner === undefined) outcome = tryFault(this, address, access);
-    outcome ??= yield* this.handleFaultLocked(address, access);
-    const trace = this.options.trace;
-    if (trace !== undefined) this.record(this.kinds!.pageFault, Math.floor(address / 4096), access, trace.intern(outcome));
+    if (outcome !== undefined) this.recordFault(address, access, outcome);
     return outcome;
+  }
+
+  private recordFault(address: number, access: FaultAccess, outcome: FaultOutcome): void {
+    const { kinds } = this;
+    if (kinds === undefined) return;
+    const name = outcome === 'handled' ? kinds.handled : this.options.trace!.intern(outcome);
+    this.record(kinds.pageFault, Math.floor(address / 4096), access, name);
   }
 
   /**

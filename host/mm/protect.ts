@@ -1,7 +1,8 @@
 /** Changing the protection of mapped pages (mm/mprotect.c, `change_protection`; x86 `pte_modify`). */
 import type { Steps } from '../../sim/task.js';
 import { LEAF_USER, X86_64, X86_A, X86_D, X86_P, X86_RW, X86_XD_HI } from '../page-table/x86-64.js';
-import type { MmCore } from './mm-core.js';
+import { pagesOfLevel } from '../page-table/format.js';
+import { leafPhysical, type MmCore } from './mm-core.js';
 
 const PHYSICAL_LO = 0xffff_f000 | 0;
 const PHYSICAL_HI = 0x000f_ffff;
@@ -19,7 +20,7 @@ export function* changeProtection(mm: MmCore, start: number, end: number, prot: 
   }
   let restricted = false;
   const { memory } = mm;
-  mm.tables.forEachLeaf(start, end - start, (_page, level, slot, lo, hi) => {
+  mm.tables.forEachLeaf(start, end - start, (page, level, slot, lo, hi) => {
     for (;;) {
       // Linux' PAGE_NONE has no U/S bit
       let newLo = (lo & (PHYSICAL_LO | X86_A | X86_D)) | X86_64.leafLo(prot === 0 ? 0 : prot | LEAF_USER, level);
@@ -27,6 +28,8 @@ export function* changeProtection(mm: MmCore, start: number, end: number, prot: 
       const newHi = (hi & PHYSICAL_HI) | X86_64.leafHi(prot, level);
       if (memory.compareExchange64(slot, lo, hi, newLo, newHi)) {
         const lost = lo & ~newLo & (X86_P | X86_RW);
+        if ((newLo & X86_P) !== 0) mm.noteSet(page, leafPhysical(newLo, newHi, level), pagesOfLevel(level), (newLo & X86_RW) !== 0);
+        else if ((lo & X86_P) !== 0) mm.noteClear(page, leafPhysical(lo, hi, level), pagesOfLevel(level));
         if ((lo & X86_P) !== 0 && (lost !== 0 || (newHi & ~hi & X86_XD_HI) !== 0)) restricted = true;
         return;
       }

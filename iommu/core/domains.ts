@@ -192,6 +192,8 @@ export class Domains {
 
   *flush(domain: IommuDomain, page: number, pages: number): Steps {
     if (!this.skipUnmapFlush) yield* this.use(domain).ops.flush(domain, page, pages);
+    const { trace } = this.context;
+    trace.trace.record(trace.flush, 0, domain.id, page, pages);
   }
 
   // --- ownership ----------------------------------------------------------------------------------------------

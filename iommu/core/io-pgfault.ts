@@ -51,6 +51,9 @@ export class FaultQueue implements IopfQueue {
   private readonly keepPartials: boolean;
   private readonly mixGroups: boolean;
   private readonly putInWorker: boolean;
+  private readonly refuseAll: boolean;
+  private readonly answerTwice: boolean;
+  private readonly wrongMm: boolean;
 
   constructor(context: CoreContext, name: string, answer: Answer, svaLock: Mutex) {
     this.name = name;
@@ -66,6 +69,9 @@ export class FaultQueue implements IopfQueue {
     this.keepPartials = context.defects.has('core.keep-partials-on-overflow');
     this.putInWorker = context.defects.has('core.put-mm-in-worker');
     this.mixGroups = context.defects.has('core.collect-any-group');
+    this.refuseAll = context.defects.has('core.refuse-page-requests');
+    this.answerTwice = context.defects.has('core.answer-twice');
+    this.wrongMm = context.defects.has('core.fault-in-wrong-mm');
   }
 
   /** @throws Errno ENODEV unknown device, EBUSY on a queue already (P8) */
@@ -93,10 +99,19 @@ export class FaultQueue implements IopfQueue {
   *flushDevice(device: Device): Steps {
     const record = this.context.registry.devices.get(device);
     if (record === undefined || record.queue !== this) throw new Errno('ENODEV', `${device.name} is not on iopf_queue/${this.name}`);
+    this.recordFlush(record);
     if (this.outstanding === 0) return;
     const epoch = this.firstEpoch + this.unfinished.length - 1;
     this.unfinished.push(0);
     yield* this.drained.until(() => this.firstEpoch > epoch);
+  }
+
+  /** Says which lock the caller holds that a worker may wait for, and whether the caller is a worker itself. */
+  private recordFlush(record: DeviceRecord): void {
+    const task = this.context.scheduler.current;
+    const held = task?.heldLocks.find((lock) => lock === this.svaLock || lock.name === 'mmap_lock');
+    const { trace, iopfFlush } = this.context.trace;
+    trace.record(iopfFlush, 0, record.name, trace.intern(held?.name ?? ''), task?.name.startsWith(`iopf_queue/${this.name}-`) === true ? 1 : 0);
   }
 
   discardPartial(): void {
@@ -207,9 +222,10 @@ export class FaultQueue implements IopfQueue {
           mmPasid = request.pasid;
         }
         let handled = false;
-        if (mm !== undefined) {
+        if (mm !== undefined && !this.refuseAll) {
           serviceNs += timing.jittered(faultServiceNs);
-          handled = (yield* mm.handleFault(request.page * PAGE_SIZE, request.access & ~ACCESS_PRIVILEGED)) === 'handled';
+          const address = request.page * PAGE_SIZE, access = request.access & ~ACCESS_PRIVILEGED;
+          handled = (mm.tryHandleFault(address, access) ?? (yield* mm.handleFault(address, access))) === 'handled';
         }
         const { trace, handle } = this.context.trace;
         trace.record(handle, report.correlation, record.name, request.pasid, mm === undefined ? 0 : mm.id, request.page, handled ? 1 : 0);
@@ -243,7 +259,8 @@ export class FaultQueue implements IopfQueue {
 
   /** The process' address space, with a use taken; undefined when there is none the device may fault in (P4). */
   private mmOf(record: DeviceRecord, pasid: number): AddressSpace | undefined {
-    const bound = this.context.registry.bound.get(pasid);
+    const { bound: byPasid } = this.context.registry;
+    const bound = (this.wrongMm ? byPasid.get(pasid - 1) : undefined) ?? byPasid.get(pasid);
     if (bound === undefined || bondOf(bound, record) === undefined) return undefined;
     return bound.mm.get() ? bound.mm : undefined;
   }
@@ -257,6 +274,7 @@ export class FaultQueue implements IopfQueue {
     if (group.next !== undefined) group.next.previous = group.previous;
     record.groups--;
     this.answer(record, group.last, code);
+    if (this.answerTwice) this.answer(record, group.last, code);
   }
 
   private finish(group: FaultGroup): void {

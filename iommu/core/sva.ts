@@ -35,6 +35,8 @@ export class Sva implements MmNotifier {
   private readonly skipInvalidate: boolean;
   private readonly flushUnderLock: boolean;
   private readonly skipSilence: boolean;
+  private readonly exitTwice: boolean;
+  private readonly keepPasid: boolean;
 
   constructor(context: CoreContext, pasids: Pasids) {
     this.context = context;
@@ -45,6 +47,8 @@ export class Sva implements MmNotifier {
     this.skipInvalidate = context.defects.has('core.skip-sva-invalidate');
     this.flushUnderLock = context.defects.has('core.flush-under-sva-lock');
     this.skipSilence = context.defects.has('core.skip-sva-silence');
+    this.exitTwice = context.defects.has('core.mm-exit-twice');
+    this.keepPasid = context.defects.has('core.pasid-never-freed');
   }
 
   /** U6. @throws Errno ENODEV, EBUSY after the first bind, EINVAL range empty, from 0, or beyond the hardware's */
@@ -183,7 +187,7 @@ export class Sva implements MmNotifier {
     bound.gone = true;
     if (this.byMm.get(bound.mm) === bound) this.byMm.delete(bound.mm);
     this.context.registry.bound.delete(bound.pasid);
-    this.pasids.free(bound.pasid, bound.mm.name);
+    if (!this.keepPasid) this.pasids.free(bound.pasid, bound.mm.name);
   }
 
   /** See IommuCore.svaUnbind. */
@@ -273,6 +277,12 @@ export class Sva implements MmNotifier {
     return bond;
   }
 
+  private *callExit({ record, bound, drvdata, correlation }: Bond, mmExit: MmExitCallback): Steps<number> {
+    const { trace } = this.context;
+    trace.trace.record(trace.mmExitCall, correlation, record.name, bound.pasid, bound.mm.id);
+    return yield* mmExit(record.device, bound.pasid, drvdata);
+  }
+
   private *exitBond(bond: Bond): Steps {
     const { record, bound, mmExit } = bond;
     const { lock } = record.group;
@@ -284,7 +294,8 @@ export class Sva implements MmNotifier {
     lock.unlock();
     if (!alive) return;
     if (mmExit !== undefined) {
-      result = yield* mmExit(record.device, bound.pasid, bond.drvdata);
+      result = yield* this.callExit(bond, mmExit);
+      if (this.exitTwice) result = yield* this.callExit(bond, mmExit);
       if (result !== 0) this.context.log.log('warn', `${record.device.name}: possible leak of PASID ${bound.pasid}`);
       // the device is silent now; what it asked before must not outlive the tables (M3)
       if (record.queue !== undefined) yield* record.queue.flushDevice(record.device);

@@ -11,13 +11,19 @@ export class CoreTrace {
   readonly svaBind: TraceKind;
   readonly svaUnbind: TraceKind;
   readonly mmExit: TraceKind;
+  /** A driver's mm_exit is about to be called. */
+  readonly mmExitCall: TraceKind;
   readonly pasidAlloc: TraceKind;
   readonly pasidFree: TraceKind;
   readonly map: TraceKind;
   readonly unmap: TraceKind;
+  /** Nobody uses what was unmapped in the range before: the invalidation is done. */
+  readonly flush: TraceKind;
   readonly attach: TraceKind;
   readonly detach: TraceKind;
   readonly discard: TraceKind;
+  /** A flush of a fault queue begins; `holds` names a lock of the caller that its workers take. */
+  readonly iopfFlush: TraceKind;
   /** A request of a group as it was handled: `mm` 0 when nobody owns the PASID. */
   readonly handle: TraceKind;
   private readonly scope: string;
@@ -34,15 +40,18 @@ export class CoreTrace {
     ]);
     this.svaBind = trace.define('iommu:sva_bind', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['refs', 'dec']]);
     this.svaUnbind = trace.define('iommu:sva_unbind', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['refs', 'dec']]);
+    this.mmExitCall = trace.define('iommu:mm_exit_call', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec']], { hashed: false });
     this.mmExit = trace.define('iommu:mm_exit', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['callback', 'bool'], ['result', 'dec']]);
     this.pasidAlloc = trace.define('iommu:pasid_alloc', [['kernel', 'str'], ['pasid', 'dec'], ['owner', 'str']]);
     this.pasidFree = trace.define('iommu:pasid_free', [['kernel', 'str'], ['pasid', 'dec'], ['owner', 'str']]);
     this.map = trace.define('iommu:map', [['domain', 'dec'], ['iova', 'page'], ['paddr', 'hex'], ['size', 'hex']]);
     this.unmap = trace.define('iommu:unmap', [['domain', 'dec'], ['iova', 'page'], ['size', 'hex'], ['unmapped_size', 'hex']]);
+    this.flush = trace.define('iommu:flush', [['domain', 'dec'], ['iova', 'page'], ['pages', 'dec']], { hashed: false });
     this.attach = trace.define('iommu:attach_device_to_domain', [['device', 'str'], ['domain', 'dec'], ['type', 'str'], ['pasid', 'dec']]);
     this.detach = trace.define('iommu:detach_device_from_domain', [['device', 'str'], ['domain', 'dec'], ['type', 'str'], ['pasid', 'dec']]);
     this.handle = trace.define('iommu:iopf_handle', [['device', 'str'], ['pasid', 'dec'], ['mm', 'dec'], ['addr', 'page'], ['handled', 'bool']]);
     this.discard = trace.define('iommu:iopf_discard', [['device', 'str'], ['requests', 'dec']]);
+    this.iopfFlush = trace.define('iommu:iopf_flush', [['device', 'str'], ['holds', 'str'], ['worker', 'bool']], { hashed: false });
   }
 
   get kernel(): number {

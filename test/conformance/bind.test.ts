@@ -236,6 +236,85 @@ describe('the PASID of an mm', () => {
   });
 });
 
+describe('the group of a device', () => {
+  it('is held by unbind: a bind of the same mm waits for the drain and makes a new bond (B3, B4)', () => {
+    const world = new CoreWorld();
+    const device = world.svaDevice('dev0');
+    const mm = world.process('app');
+    const page = world.malloc(mm, 1);
+    const pasid = world.run(world.core.svaBind(device, mm));
+    world.iommu.request(device, pasid, 1, page);
+    const unbind = world.scheduler.spawn('unbind', world.core.svaUnbind(device, pasid), { joined: true });
+    const bind = world.scheduler.spawn('bind', world.core.svaBind(device, mm), { joined: true });
+    world.clock.run({ stop: () => unbind.ended });
+    expect([bind.ended, world.iommu.codes()]).toEqual([false, ['SUCCESS']]);
+    world.settle();
+    expect([unbind.state, bind.result]).toEqual(['done', pasid]);
+    expect(world.iommu.log.filter((line) => /^(svaAttach|svaDetach|drained)/.test(line))).toEqual([
+      `svaAttach dev0 ${pasid}`, `svaDetach dev0 ${pasid}`, `drained dev0 ${pasid}`, `svaAttach dev0 ${pasid}`,
+    ]);
+    expect(world.core.usage).toMatchObject({ bonds: 1, pasids: 1 });
+  });
+
+  it('does not grow while a bind is under way: the second device waits (B3)', () => {
+    const world = new CoreWorld();
+    const device = world.svaDevice('dev0');
+    const group = world.core.groupOf(device);
+    const bind = world.scheduler.spawn('bind', world.core.svaBind(device, world.process('app')), { joined: true });
+    const add = world.scheduler.spawn('add', world.core.addDevice(new SoftwareDevice('dev1'), group.id), { joined: true });
+    world.clock.run({ stop: () => bind.ended });
+    expect([bind.state, add.ended, group.devices.length]).toEqual(['done', false, 1]);
+    world.settle();
+    expect(group.devices.length).toBe(2);
+    expect(world.refused(world.core.svaBind(device, world.process('late')))).toBe('EINVAL');
+  });
+
+  it('is gone with its device: unbind says so, and nothing is left (B4)', () => {
+    const world = new CoreWorld();
+    const device = world.svaDevice('dev0');
+    const mm = world.process('app');
+    const pasid = world.run(world.core.svaBind(device, mm));
+    world.run(world.core.deviceRemove(device));
+    expect(world.refused(world.core.svaUnbind(device, pasid))).toBe('ENODEV');
+    exit(world, mm);
+    expect(world.core.usage).toMatchObject({ bonds: 0, pasids: 0 });
+  });
+});
+
+describe('the PASID of a bond', () => {
+  it('is -1U for whoever is not bound, before and after (B5)', () => {
+    const world = new CoreWorld();
+    const device = world.svaDevice('dev0'), other = world.svaDevice('dev1');
+    const mm = world.process('app');
+    expect(IOMMU_PASID_INVALID).toBe(0xffff_ffff);
+    expect(world.core.svaGetPasid(device, mm)).toBe(IOMMU_PASID_INVALID);
+    const pasid = world.run(world.core.svaBind(device, mm));
+    expect([device, other].map((one) => world.core.svaGetPasid(one, mm))).toEqual([pasid, IOMMU_PASID_INVALID]);
+    expect(world.core.svaGetPasid(device, world.process('stranger'))).toBe(IOMMU_PASID_INVALID);
+    world.run(world.core.svaUnbind(device, pasid));
+    expect(world.core.svaGetPasid(device, mm)).toBe(IOMMU_PASID_INVALID);
+    expect(world.core.svaGetPasid(new SoftwareDevice('none'), mm)).toBe(IOMMU_PASID_INVALID);
+  });
+
+  it("must lie between the limits of every device it is bound to, else ENOSPC (B6, B10, section 0)", () => {
+    const world = new CoreWorld();
+    const first = world.svaDevice('dev0'), above = world.svaDevice('dev1'), below = world.svaDevice('dev2');
+    world.core.setSvaParam(first, { minPasid: 10, maxPasid: 20 });
+    world.core.setSvaParam(above, { minPasid: 11, maxPasid: 20 });
+    world.core.setSvaParam(below, { minPasid: 1, maxPasid: 9 });
+    const mm = world.process('app');
+    expect(world.run(world.core.svaBind(first, mm))).toBe(10);
+    for (const device of [above, below]) {
+      expect(world.refused(world.core.svaBind(device, mm))).toBe('ENOSPC');
+      expect(world.core.bondState(device, 10)).toBe('NONE');
+    }
+    const exact = world.svaDevice('dev3');
+    world.core.setSvaParam(exact, { minPasid: 10, maxPasid: 10 });
+    expect(world.run(world.core.svaBind(exact, mm))).toBe(10);
+    expect(world.core.usage).toMatchObject({ bonds: 2, pasids: 1 });
+  });
+});
+
 describe('a notifier that forgets the devices', () => {
   it('is seen: munmap returns without an invalidation (defect)', () => {
     const world = new CoreWorld({ defects: ['core.skip-sva-invalidate'] });

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { filter } from 'rxjs';
 import type { ErrnoName } from '../../sim/errno.js';
+import { ACCESS_EXECUTE, ACCESS_PRIVILEGED, ACCESS_READ, ACCESS_WRITE } from '../../host/pci/dma-port.js';
 import { FAULT_DMA_UNRECOV, type FaultReport, type PageRequest, type PageResponseCode } from '../../iommu/core/ops.js';
 import { PAGE_RESP_PASID_VALID, PAGE_RESPONSE_VERSION_1, type PageResponseMessage } from '../../iommu/core/fault-reporting.js';
 import { CoreWorld, type CoreWorldOptions } from '../fixtures/core-world.js';
@@ -80,6 +81,19 @@ describe('a device fault handler', () => {
     world.iommu.request(device, 9, 4, 0x10);
     expect(world.iommu.codes(4)).toEqual(['SUCCESS']);
     expect(world.core.usage.pendingRequests).toBe(0);
+  });
+
+  it('is given PASID, group, last, rights and address of a request, and whether the answer needs the PASID (R7)', () => {
+    const { world, dev, seen } = guestWorld();
+    const access = ACCESS_READ | ACCESS_WRITE | ACCESS_EXECUTE | ACCESS_PRIVILEGED;
+    world.iommu.request(dev, 0xfffff, 0x1ff, 0xf_ffff_ffff, { last: false, access });
+    world.iommu.request(dev, 3, 0, 0, { access: ACCESS_READ });
+    expect(seen.map(({ fault }) => fault)).toEqual([
+      { type: 2, pasid: 0xfffff, prgIndex: 0x1ff, last: false, access: 15, page: 0xf_ffff_ffff, responseNeedsPasid: true, token: undefined },
+      { type: 2, pasid: 3, prgIndex: 0, last: true, access: 1, page: 0, responseNeedsPasid: true, token: undefined },
+    ]);
+    expect([ACCESS_READ, ACCESS_WRITE, ACCESS_EXECUTE, ACCESS_PRIVILEGED]).toEqual([1, 2, 4, 8]);
+    world.core.answerPendingFaults(dev, 'INVALID');
   });
 
   it('does not keep requests that are not last (R3)', () => {

@@ -1,6 +1,6 @@
 /** The end of an address space: requirements M1–M7, R-RACE-1, R-RACE-7; sections 2b and 7.3; scenarios 11, 12, 14, 15. */
 import { describe, expect, it } from 'vitest';
-import { sleep, type Steps } from '../../sim/task.js';
+import { Mutex, sleep, type Steps } from '../../sim/task.js';
 import type { Device } from '../../host/device.js';
 import { ACCESS_WRITE } from '../../host/pci/dma-port.js';
 import { CoreWorld } from '../fixtures/core-world.js';
@@ -254,6 +254,22 @@ describe('faults against mm exit', () => {
     expect(world.scheduler.deadlockReport()).toEqual([
       'iopf_queue/software-iommu-0 waits for the flush of iopf_queue/software-iommu',
     ]);
+  });
+
+  it('a driver that takes a lock in mm_exit and holds it around mmput is a reported deadlock (M5)', () => {
+    const world = new CoreWorld();
+    const device = world.svaDevice('dev0');
+    const mm = world.process('app');
+    const lock = new Mutex(world.scheduler, 'driver_lock');
+    world.run(world.core.svaBind(device, mm, function* () {
+      yield* lock.with(() => sleep(world.clock, 10));
+      return 0;
+    }));
+    // one task puts the last user and has to run mm_exit; another waits for it with the driver's lock held
+    world.scheduler.spawn('close', lock.with(() => world.scheduler.spawn('put', mm.put()).join()));
+    world.settle();
+    expect(world.scheduler.deadlockReport()).toEqual(['close waits for end of put, holds driver_lock', 'put waits for driver_lock (held by close)']);
+    expect(world.core.bondState(device, 1)).toBe('EXITING');
   });
 
   it('an unbind that flushes under a lock its worker needs is a reported deadlock, not a hang (R-RACE-4, scenario 14)', () => {

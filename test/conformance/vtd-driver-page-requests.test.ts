@@ -225,3 +225,52 @@ describe('responses', () => {
     expect(world.take()).toEqual([]);
   });
 });
+
+describe('intel-svm (U1)', () => {
+  it('has one page request thread per unit, whatever the number of devices and processes', () => {
+    const { world, dsa, pasid } = listening();
+    const more = world.svaFunction({ sourceId: 0x30 });
+    const second = world.run(world.core.svaBind(more, world.process()));
+    world.unit.pageRequest(dsa.sourceId, pasid, 0x10, 1, true, 1);
+    world.unit.pageRequest(more.sourceId, second, 0x10, 1, true, 2);
+    world.settle();
+    expect(world.driver.units.map((unit) => unit.pageRequests!.requests)).toEqual([2]);
+    expect([dsa.responses, more.responses]).toEqual([[`1 1 ${pasid}`], [`2 1 ${second}`]]);
+  });
+
+  it.each<[string, bigint, bigint, readonly string[]]>([
+    ['without PASID', 0x00200001n, 0x1004n | 1n | (7n << 3n), ['7 1 -1']],
+    ['without PASID, not last', 0x00200001n, 0x1001n | (7n << 3n), []],
+    ['with a PASID that nobody owns', 0x0000_0777_0020_0101n, 0x1005n | (7n << 3n), ['7 1 1911']],
+    ['in privileged mode with read', 0x0020_0001_0020_0101n, 0x1005n | (7n << 3n), ['7 1 1']],
+    ['to execute and read', 0x0010_0001_0020_0101n, 0x1005n | (7n << 3n), ['7 1 1']],
+  ])('answers a request %s as 6.12 does: INVALID where it is the last', (_what, q0, q1, responses) => {
+    const { world, dsa } = listening();
+    inject(world, [q0, q1]);
+    world.settle();
+    expect(dsa.responses).toEqual(responses);
+  });
+
+  it('clears the entry of a dead process with faults disabled, and the whole entry at unbind', () => {
+    const world = new DriverWorld().start();
+    const dsa = world.svaFunction();
+    const mm = world.process();
+    const pasid = world.run(world.core.svaBind(dsa, mm));
+    const entry = (): readonly number[] => entryWords(world, dsa, pasid);
+    expect(entry()[0]! & 3).toBe(1);
+    world.run(mm.put());
+    expect(entry()).toEqual([2, ...Array.from({ length: 15 }, () => 0)]);
+    world.run(world.core.svaUnbind(dsa, pasid));
+    expect(entry()).toEqual(Array.from({ length: 16 }, () => 0));
+  });
+});
+
+/** The PASID entry of a function as its bytes say: root, context, directory, table (section 3.1). */
+function entryWords({ ram, unit }: DriverWorld, { sourceId }: TestFunction, pasid: number): number[] {
+  const pointer = (address: number): number => (ram.load(address, 4) & 0xffff_f000) >>> 0;
+  const root = (unit.read(REG.RTADDR, 8) & 0xffff_f000) >>> 0;
+  const devfn = sourceId & 0xff;
+  const context = pointer(root + (sourceId >> 8) * 16 + (devfn >= 0x80 ? 8 : 0)) + (devfn & 0x7f) * 32;
+  const table = pointer(pointer(context) + (pasid >> 6) * 8);
+  return Array.from({ length: 16 }, (_, i) => ram.load(table + (pasid & 63) * 64 + i * 4, 4));
+}

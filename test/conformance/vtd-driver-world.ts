@@ -319,6 +319,7 @@ export class DriverWorld {
   /** Brings the units up. */
   start(): this {
     this.run(this.driver.start());
+    this.run(this.driver.enableTranslation());
     return this;
   }
 

@@ -33,7 +33,7 @@ describe('topology files', () => {
     ['memory beyond the address width', 'version: 1\nhost: { memory: 32GiB, iommu: { model: intel-vtd, haw: 34 } }\n', ["t.yaml:2:17: host.memory: lies beyond the IOMMU's host address width (haw) of 34 bits"]],
     ['a buffer range beyond its buffer', 'version: 1\nprocesses:\n  - name: p\n    steps:\n      - malloc: { name: b, size: 4KiB }\n      - touch: { buffer: { buffer: b, offset: 4KiB, size: 1 } }\n', ['t.yaml:6:26: processes[0].steps[1].touch.buffer: bytes 4096 to 4097 lie outside "b", which has 4096']],
     ['YAML that does not parse', 'version: 1\nhost: {memory: 1GiB\n', ['t.yaml:3:1: YAML: Flow map in block collection must be sufficiently indented and end with a }']],
-    ['a key given twice', 'version: 1\nseed: 1\nseed: 2\n', ['t.yaml:3:1: YAML: Map keys must be unique']],
+    ['a key given twice', 'version: 1\nseed: 1\nseed: 2\n', ['t.yaml:3:1: YAML: the key "seed" is given twice']],
     ['something that is no map', '- 1\n', ['t.yaml:1:1: a topology is a map with at least `version: 1`']],
     ['a list nested 1,000 deep', '['.repeat(1000), ['t.yaml:1:64: nested deeper than 64 levels']],
     ['a map nested 1,000 deep', Array.from({ length: 1000 }, (_, i) => `${' '.repeat(i)}a:`).join('\n'), ['t.yaml:65:65: nested deeper than 64 levels']],

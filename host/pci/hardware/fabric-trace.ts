@@ -1,9 +1,10 @@
-/** Records that the fabric leaves in the trace. `pci:dma` is for checkers and recorded only while they watch. */
+/** Records that the fabric leaves in the trace. `pci:dma` and `pci:translation` are for checkers and recorded only while they watch. */
 import type { Trace, TraceKind } from '../../../sim/trace.js';
 
 export interface FabricTrace {
   readonly trace: Trace;
   readonly dma: TraceKind;
+  readonly translation: TraceKind;
   readonly pageRequest: TraceKind;
   readonly pageResponse: TraceKind;
   readonly invalidate: TraceKind;
@@ -20,6 +21,9 @@ export function declareFabricTrace(trace: Trace): FabricTrace {
     trace,
     dma: trace.define('pci:dma', [
       ['source', 'hex'], ['pasid', 'dec'], ['iova', 'page'], ['physical', 'page'], ['bytes', 'dec'], ['write', 'bool'], ['translated', 'bool'],
+    ], { hashed: false }),
+    translation: trace.define('pci:translation', [
+      ['source', 'hex'], ['pasid', 'dec'], ['iova', 'page'], ['physical', 'page'], ['pages', 'dec'], ['read', 'bool'], ['write', 'bool'],
     ], { hashed: false }),
     pageRequest: trace.define('pci:page_request', [
       ['source', 'hex'], ['pasid', 'dec'], ['page', 'page'], ['access', 'hex'], ['last', 'bool'], ['prg', 'dec'],

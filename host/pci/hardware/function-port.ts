@@ -40,7 +40,7 @@ export interface FunctionPortOptions {
   readonly client: DmaClient;
   /** The page request interface of the physical function. */
   readonly pri: PageRequestInterface | undefined;
-  /** `pci.ignore-bus-master`, `pci.translated-without-ats` */
+  /** `pci.ignore-bus-master`, `pci.translated-without-ats`, `pci.bypass-iommu` */
   readonly defects?: ReadonlySet<string>;
   /** Transactions Pending changed. */
   readonly onPending: (pending: boolean) => void;
@@ -87,6 +87,7 @@ export class FunctionPort implements DmaPort {
   private nextCompletionNs = -Infinity;
   private readonly ignoreBusMaster: boolean;
   private readonly ignoreAtsEnable: boolean;
+  private readonly bypassIommu: boolean;
 
   constructor(options: FunctionPortOptions) {
     this.client = options.client;
@@ -94,6 +95,7 @@ export class FunctionPort implements DmaPort {
     this.onPending = options.onPending;
     this.ignoreBusMaster = options.defects?.has('pci.ignore-bus-master') ?? false;
     this.ignoreAtsEnable = options.defects?.has('pci.translated-without-ats') ?? false;
+    this.bypassIommu = options.defects?.has('pci.bypass-iommu') ?? false;
   }
 
   get revoked(): boolean {
@@ -125,7 +127,10 @@ export class FunctionPort implements DmaPort {
     const timing = this.fabric!.timing;
     const answer = agent.translationRequest(this.sourceId, pasid, attributes, page);
     this.costNs = timing.jittered(2 * timing.options.tlpNs) + agent.walkAccesses * timing.options.memoryAccessNs;
-    if (answer === DMA_DONE) copyCompletion(agent.completion, this.translation);
+    if (answer === DMA_DONE) {
+      copyCompletion(agent.completion, this.translation);
+      if (this.fabric!.watchDma) this.recordTranslation(page, pasid);
+    }
     return answer;
   }
 
@@ -264,7 +269,7 @@ export class FunctionPort implements DmaPort {
         status = DMA_UR;
         break;
       }
-      if (peer === undefined && agent !== undefined) {
+      if (peer === undefined && agent !== undefined && !this.bypassIommu) {
         status = agent.translate(source, pasid, attributes, page, write);
         walks += agent.walkAccesses;
         if (status !== DMA_DONE) break;
@@ -297,6 +302,13 @@ export class FunctionPort implements DmaPort {
     this.doneBytes = moved;
     this.costNs += walks * timing.options.memoryAccessNs + timing.copyNs(moved);
     return status;
+  }
+
+  /** A completion that says that there is no translation gives none. */
+  private recordTranslation(page: number, pasid: number): void {
+    const traced = this.fabric!.traced;
+    const { page: physical, pages, read, write } = this.translation;
+    if (read || write) traced?.trace.record(traced.translation, 0, this.sourceId, pasid, page, physical, pages, read ? 1 : 0, write ? 1 : 0);
   }
 
   private recordDma(pasid: number, page: number, physical: number, bytes: number, write: boolean, attributes: number): void {

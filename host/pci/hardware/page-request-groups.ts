@@ -3,7 +3,7 @@
  * answered (PCIe 6.0 section 10.4; requirements 7.1). An index is not used again before its response arrived.
  */
 import { assert } from '../../../sim/assert.js';
-import { WaitQueue, type Scheduler, type Steps } from '../../../sim/task.js';
+import { WaitQueue, type Scheduler } from '../../../sim/task.js';
 import { NO_PASID } from '../dma-port.js';
 import { PRG_INDEX_COUNT } from '../spec/index.js';
 
@@ -11,7 +11,7 @@ import { PRG_INDEX_COUNT } from '../spec/index.js';
 export const PRG_ABANDONED = -1;
 
 /** What is known of an index; made once and used again when nobody looks at it any more. */
-interface Group {
+export interface PageRequestGroup {
   pasid: number;
   credits: number;
   /** Waits for its response. */
@@ -29,7 +29,7 @@ interface Group {
 export class PageRequestGroups {
   private readonly scheduler: Scheduler;
   private readonly name: string;
-  private readonly groups: (Group | undefined)[] = Array.from({ length: PRG_INDEX_COUNT }, () => undefined);
+  private readonly groups: (PageRequestGroup | undefined)[] = Array.from({ length: PRG_INDEX_COUNT }, () => undefined);
   private next = 0;
   /** Groups without a response. */
   outstanding = 0;
@@ -65,16 +65,9 @@ export class PageRequestGroups {
     return index;
   }
 
-  /** Waits for the response of a group that was opened; its code, or PRG_ABANDONED. */
-  *wait(index: number): Steps<number> {
-    const group = this.groups[index]!;
-    group.readers++;
-    try {
-      yield* group.queue.until(() => group.ended);
-      return group.code;
-    } finally {
-      group.readers--;
-    }
+  /** A group that was opened. Who waits for its end counts among its `readers` until it has read the code. */
+  at(index: number): PageRequestGroup {
+    return this.groups[index]!;
   }
 
   /** True when a group with that index (and PASID, where responses carry it) waits for a response. */
@@ -125,7 +118,7 @@ export class PageRequestGroups {
     this.outstanding = 0;
   }
 
-  private newGroup(index: number): Group {
+  private newGroup(index: number): PageRequestGroup {
     const queue = new WaitQueue(this.scheduler, `response to page request group ${index} of ${this.name}`);
     return { pasid: NO_PASID, credits: 0, open: false, code: PRG_ABANDONED, stale: false, ended: false, readers: 0, queue };
   }

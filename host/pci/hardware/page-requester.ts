@@ -106,7 +106,14 @@ export class PageRequester {
         return PRG_ABANDONED;
       }
     }
-    return yield* this.groups.wait(index);
+    const group = this.groups.at(index);
+    group.readers++;
+    try {
+      while (!group.ended) yield group.queue;
+      return group.code;
+    } finally {
+      group.readers--;
+    }
   }
 
   /** A response arrived; false when no group expects it. */

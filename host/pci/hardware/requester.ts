@@ -54,10 +54,13 @@ export interface RequesterOptions {
   readonly forward?: Partial<DmaClient>;
   /**
    * `pci.ignore-invalidation`, `pci.keep-raced-translation`, `pci.early-invalidate-completion`,
-   * `pci.atc-pasid-less-invalidation`, `pci.reuse-prg-index`
+   * `pci.atc-pasid-less-invalidation`, `pci.reuse-prg-index`, `pci.forge-translated`
    */
   readonly defects?: ReadonlySet<string>;
 }
+
+/** Where the defect `pci.forge-translated` goes: memory that some kernel owns. */
+const FORGED_PAGE = 0x8000;
 
 export type StopStyle = 'wait' | 'marker';
 
@@ -102,6 +105,7 @@ export class Requester implements DmaClient {
   private unfinishedLength = 0;
   private readonly ignoreInvalidation: boolean;
   private readonly keepRaced: boolean;
+  private readonly forgeTranslated: boolean;
 
   constructor(options: RequesterOptions) {
     const defects = options.defects ?? new Set<string>();
@@ -115,6 +119,7 @@ export class Requester implements DmaClient {
     this.invalidations = new PendingInvalidations((tag) => this.port!.invalidateCompletion(tag), defects.has('pci.early-invalidate-completion'));
     this.ignoreInvalidation = defects.has('pci.ignore-invalidation');
     this.keepRaced = defects.has('pci.keep-raced-translation');
+    this.forgeTranslated = defects.has('pci.forge-translated');
   }
 
   /** Joins the requester to its function, of which it must be the `client`. */
@@ -266,8 +271,11 @@ export class Requester implements DmaClient {
     assert(status === NOTHING || (this.unfinishedPage === page && this.unfinishedLength === length), `${this.name}: an attempt was not carried on`);
     const use = this.uses.enter(pasid);
     if (use === undefined) return this.finish('revoked', 0, page, offset, write, attributes, 0);
-    const { epoch } = this;
+    const { epoch, translations } = this;
+    const port = this.port!;
     let done = 0, costNs = 0;
+    /** A translation request whose completion is on its way. */
+    let slot = -1;
     try {
       for (;;) {
         if (status === NOTHING) {
@@ -284,7 +292,17 @@ export class Requester implements DmaClient {
           if (status === DMA_DONE && done < length) status = NOTHING;
         } else if (status === MISS) {
           const missing = page + Math.floor((offset + done) / 4096);
-          const filled: number = yield* this.fill(missing, pasid, attributes, write, costNs);
+          const asked = port.translate(missing, pasid, write ? attributes : attributes | ATTR_NO_WRITE);
+          let filled = GONE;
+          if (asked === DMA_HELD) {
+            filled = yield* this.heldTranslation(port.heldToken);
+          } else if (asked !== DMA_REVOKED) {
+            slot = translations.begin(missing, pasid, port.translation);
+            // the time of the transfer before it passes with that of the request
+            yield* sleep(this.clock, costNs + port.costNs);
+            filled = this.fill(slot, asked, missing, pasid, attributes, write, epoch);
+            slot = -1;
+          }
           costNs = 0;
           if (filled === NO_TRANSLATION) {
             if (!blockOnFault || !this.pages.active) return this.finish('page-fault', done, page, offset, write, attributes, 0);
@@ -299,6 +317,7 @@ export class Requester implements DmaClient {
         if (epoch !== this.epoch || this.uses.stopping(pasid)) return this.finish('revoked', done, page, offset, write, attributes, costNs);
       }
     } finally {
+      if (slot >= 0) translations.end(slot);
       this.leave(use);
     }
   }
@@ -311,25 +330,17 @@ export class Requester implements DmaClient {
     return result;
   }
 
+  private *heldTranslation(token: number): Steps<number> {
+    const end = yield* this.held.wait(token);
+    return end === DMA_DONE ? FILLED : end === DMA_REVOKED ? GONE : REFUSED;
+  }
+
   /**
-   * Asks for a translation and lets its time pass, with `owedNs` of the transfer before it. FILLED means: try
-   * again (the completion may also have been overtaken by an invalidation, then it is asked for anew).
+   * The completion of a translation request arrived. FILLED means: try again (the completion may also have been
+   * overtaken by an invalidation, then it is asked for anew).
    */
-  private *fill(page: number, pasid: number, attributes: number, write: boolean, owedNs: number): Steps<number> {
-    const port = this.port!, { epoch, atc } = this;
-    const status = port.translate(page, pasid, write ? attributes : attributes | ATTR_NO_WRITE);
-    if (status === DMA_HELD) {
-      const end = yield* this.held.wait(port.heldToken);
-      return end === DMA_DONE ? FILLED : end === DMA_REVOKED ? GONE : REFUSED;
-    }
-    if (status === DMA_REVOKED) return GONE;
-    const slot = this.translations.begin(page, pasid, port.translation);
-    let raced = true;
-    try {
-      yield* sleep(this.clock, owedNs + port.costNs);
-    } finally {
-      raced = this.translations.end(slot);
-    }
+  private fill(slot: number, status: DmaStatus, page: number, pasid: number, attributes: number, write: boolean, epoch: number): number {
+    const raced = this.translations.end(slot);
     if (epoch !== this.epoch) return GONE;
     if (status !== DMA_DONE) return REFUSED;
     if (raced) {
@@ -339,7 +350,7 @@ export class Requester implements DmaClient {
     const completion = this.translations.completion(slot);
     const flags = (completion.read ? ATC_READ : 0) | (completion.write ? ATC_WRITE : 0) | (completion.execute ? ATC_EXECUTE : 0);
     if (!permits(flags, write, attributes)) return NO_TRANSLATION;
-    atc.insert(page, pasid, (attributes & ATTR_PRIVILEGED) !== 0, completion);
+    this.atc.insert(page, pasid, (attributes & ATTR_PRIVILEGED) !== 0, completion);
     return FILLED;
   }
 
@@ -353,6 +364,7 @@ export class Requester implements DmaClient {
     const port = this.port!, { atc } = this;
     if (port.revoked) return DMA_REVOKED;
     if (!this.fn!.atsEnabled) return this.transfer(port, write, page, offset, buffer, bufferOffset, length, pasid, attributes);
+    if (this.forgeTranslated && pasid !== NO_PASID) return this.transfer(port, write, FORGED_PAGE + (page % 256), offset, buffer, bufferOffset, length, NO_PASID, ATTR_TRANSLATED);
     const privileged = (attributes & ATTR_PRIVILEGED) !== 0;
     const tlpNs = this.timing.options.tlpNs * (write ? 1 : 2);
     let left = length, runs = 0;

@@ -11,6 +11,7 @@ export * from './groups.js';
 export * from './lspci/hex-dump.js';
 export * from './lspci/lspci.js';
 export * from './lspci/names.js';
+export * from './lspci/slot-filter.js';
 export type { LspciFunction } from './lspci/source.js';
 export * from './msix.js';
 export * from './pci-core.js';

@@ -4,6 +4,7 @@
  * of the function's configuration space. Left out: CardBus headers, BIST, expansion ROM contents.
  */
 
+export const PCI_STD_HEADER_SIZEOF = 64;
 export const PCI_CFG_SPACE_SIZE = 256;
 export const PCI_CFG_SPACE_EXP_SIZE = 4096;
 

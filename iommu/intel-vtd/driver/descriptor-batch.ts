@@ -93,7 +93,7 @@ export class DescriptorBatch {
 
   clear(): this {
     this.count = 0;
-    this.deviceTlbs.length = 0;
+    if (this.deviceTlbs.length > 0) this.deviceTlbs.length = 0;
     return this;
   }
 

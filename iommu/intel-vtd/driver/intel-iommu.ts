@@ -111,7 +111,8 @@ export class IntelIommu implements IommuOps {
   }
 
   /**
-   * Finds the units and brings them up: queues, root tables, interrupts, translation. EINVAL: no usable table or
+   * Finds the units and brings them up: queues, root tables, interrupts. DMA is not translated yet, so that the devices
+   * that are there can be given their domains first (Linux: init_dmars, then the bus is probed). EINVAL: no usable table or
    * unit. ENODEV: the table names no unit. ETIMEDOUT: a unit does not answer. ENOMEM, ENOSPC.
    */
   *start(): Steps {
@@ -131,8 +132,12 @@ export class IntelIommu implements IommuOps {
     for (const unit of this.units) yield* unit.enableQueue();
     for (const unit of this.units) yield* unit.setRootTable();
     for (const unit of this.units) unit.enableInterrupts();
+  }
+
+  /** From now on DMA is translated; a device without a domain is blocked. ETIMEDOUT. */
+  *enableTranslation(): Steps {
     for (const unit of this.units) yield* unit.enableTranslation();
-    parts.log.log('info', 'DMAR: Intel(R) Virtualization Technology for Directed I/O');
+    this.parts.log.log('info', 'DMAR: Intel(R) Virtualization Technology for Directed I/O');
   }
 
   /** Power-off: translation ends in every unit. */

@@ -78,7 +78,7 @@ export class InvalidationQueue {
   private readonly shift: 4 | 5;
   private readonly frameOrder: number;
   private readonly space: WaitQueue;
-  private readonly inFlight = new Set<Submission>();
+  private readonly inFlight: Submission[] = [];
   private freeHead = 0;
   private freeTail = 0;
   private freeCount = QUEUE_LENGTH;
@@ -146,12 +146,14 @@ export class InvalidationQueue {
    * EINVAL: hardware refused a descriptor; the queue goes on (E40). ETIMEDOUT: a device TLB did not answer and its
    * device is gone (E39).
    * @param drain the closing wait also drains page requests (PD, section 7.10)
+   * @param placed the batch, when it is in the queue already
    */
-  *submitSync(batch: DescriptorBatch, drain = false): Steps {
+  *submitSync(batch: DescriptorBatch, drain = false, placed?: Submission): Steps {
     assert(batch.count + 2 <= QUEUE_LENGTH, `${batch.count} descriptors do not fit the invalidation queue`);
     for (;;) {
-      if (this.freeCount < batch.count + 2) yield* this.space.until(() => this.freeCount >= batch.count + 2);
-      const submission = this.place(batch, drain);
+      if (placed === undefined && !this.fits(batch)) yield* this.space.until(() => this.fits(batch));
+      const submission = placed ?? this.place(batch, drain);
+      placed = undefined;
       const outcome = yield* this.wait(submission);
       this.reclaim(submission);
       if (outcome === 'done') return;
@@ -163,10 +165,10 @@ export class InvalidationQueue {
   }
 
   /** Like `submitSync`; what hardware refuses is in the log, and the caller goes on, as the kernel does. */
-  *invalidate(batch: DescriptorBatch, drain = false): Steps {
+  *invalidate(batch: DescriptorBatch, drain = false, placed?: Submission): Steps {
     if (batch.count === 0) return;
     try {
-      yield* this.submitSync(batch, drain);
+      yield* this.submitSync(batch, drain, placed);
     } catch (error) {
       if (!(error instanceof Errno)) throw error;
       this.options.log.log('warn', `DMAR: ${this.options.name}: invalidation failed (${error.code})`);
@@ -203,17 +205,24 @@ export class InvalidationQueue {
 
   private *carryPosted(): Steps {
     for (;;) {
-      yield* this.postedWork.until(() => this.postedCount > 0);
+      while (this.postedCount === 0) yield this.postedWork;
       const count = Math.min(this.postedCount, POSTED_BATCH);
       const batch = this.postedBatch.clear();
       const posted = this.posted;
       for (let i = 0; i < count; i++) batch.raw(posted[4 * i]!, posted[4 * i + 1]!, posted[4 * i + 2]!, posted[4 * i + 3]!);
-      posted.copyWithin(0, count * 4, this.postedCount * 4);
+      if (this.postedCount > count) posted.copyWithin(0, count * 4, this.postedCount * 4);
       this.postedCount -= count;
-      yield* this.invalidate(batch);
+      // hardware has mostly executed responses before the write of its tail returns
+      const placed = this.fits(batch) ? this.place(batch, false) : undefined;
+      if (placed !== undefined && this.status(placed.waitIndex) === STATUS_DONE && this.outcome(placed, STATUS_DONE) === 'done') this.reclaim(placed);
+      else yield* this.invalidate(batch, false, placed);
       this.completedSerial += count;
       this.postedDone.wakeAll();
     }
+  }
+
+  private fits(batch: DescriptorBatch): boolean {
+    return this.freeCount >= batch.count + 2;
   }
 
   private place(batch: DescriptorBatch, drain: boolean): Submission {
@@ -235,7 +244,7 @@ export class InvalidationQueue {
     this.freeCount -= count + 1;
     this.submitted += count + 1;
     const submission = { batch, first, count, waitIndex, invalid: false, timedOut: -1 };
-    this.inFlight.add(submission);
+    this.inFlight.push(submission);
     this.registers.write(REG.IQT, 4, this.freeHead << this.shift);
     return submission;
   }
@@ -263,7 +272,8 @@ export class InvalidationQueue {
   }
 
   private reclaim(submission: Submission): void {
-    this.inFlight.delete(submission);
+    if (this.inFlight.at(-1) === submission) this.inFlight.pop();
+    else this.inFlight.splice(this.inFlight.indexOf(submission), 1);
     for (let i = 0; i <= submission.count; i++) this.setStatus((submission.first + i) % QUEUE_LENGTH, STATUS_FREE);
     const before = this.freeCount;
     while (this.freeCount < QUEUE_LENGTH && this.status(this.freeTail) === STATUS_FREE) {

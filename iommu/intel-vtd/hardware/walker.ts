@@ -283,14 +283,15 @@ export class PageWalker {
       this.accesses++;
       if (!memory.load64(address)) return secondAccessFault(legacy, level === root.secondLevels - 1);
       const lo = memory.lo, hi = memory.hi;
-      if ((lo & needs) !== needs || (lo & (SL_R | SL_W)) === 0) return secondPermissionFault(legacy, lo, needs);
+      if ((lo & (SL_R | SL_W)) === 0) return secondPermissionFault(legacy, 0, needs);
       const leaf = level === 0 || ((lo & SL_PS) !== 0 && level <= 2 && (this.secondLeaves & (1 << level)) !== 0);
       const reserved = leaf ? SECOND_LEAF_RESERVED[level]! | this.snoopReserved : SECOND_TABLE_RESERVED[level]!;
       if ((lo & reserved) !== 0 || (hi & (this.beyondHost | SECOND_RESERVED_HI)) !== 0) return legacy ? FAULT.L_PAGING_RESERVED : FAULT.SL_RESERVED;
       rights &= lo;
       let dirty = SL_D;
       if (root.accessedDirty) {
-        const bits = leaf && setDirty && (rights & SL_W) !== 0 ? SL_A | SL_D : SL_A;
+        // a request that is refused dirties nothing (section 3.7.2)
+        const bits = leaf && setDirty && (rights & (needs | SL_W)) === (needs | SL_W) ? SL_A | SL_D : SL_A;
         if ((lo & bits) !== bits && !this.readOnly) {
           this.accesses++;
           if (!memory.compareExchange64(address, lo, hi, lo | bits, hi)) return RESTART;
@@ -299,7 +300,8 @@ export class PageWalker {
       }
       const frame = (hi & 0xf_ffff) * 0x10_0000 + (lo >>> 12);
       if (leaf) {
-        if (rights === 0) return secondPermissionFault(legacy, 0, needs);
+        // section 3.7.1: what all entries permit; SSS.2 when that is nothing
+        if ((rights & needs) !== needs || rights === 0) return secondPermissionFault(legacy, rights, needs);
         this.secondPage = level === 0 ? frame : withinLeaf(frame, page, level);
         this.secondLevel = level;
         this.secondRights = rights | dirty;

@@ -2,8 +2,8 @@
  * Fault reasons of DMA remapping (VT-d rev 4.1, section 7.1.3 and appendix A): code, condition, sentence, and whether the
  * Fault Processing Disable bit of the entries that were used keeps it from being recorded ("qualified"). Codes were
  * compared with drivers/iommu/intel/dmar.c (Linux), hw/i386/intel_iommu_internal.h (QEMU) and
- * include/VBox/iommu-intel.h (VirtualBox). Whether reserved fields of a context entry (LCT.3, SCT.3) are qualified is read
- * differently: VirtualBox says yes; QEMU, and with it the recorded vectors, say no, and so does this table: an
+ * include/VBox/iommu-intel.h (VirtualBox). One deviation: table 30 says that reserved fields of a context entry (LCT.3,
+ * SCT.3) are qualified; QEMU, and with it the recorded vectors, report them all the same, and so does this table: an
  * entry with unknown bits does not decide about its own reporting. Left out: reasons of interrupt remapping other than 0x29.
  */
 
@@ -29,6 +29,7 @@ export const FAULT = {
   ROOT_TABLE_ADDRESS: 0x30,
   PASID_IN_LEGACY_MODE: 0x31,
   PAGE_REQUEST_IN_LEGACY_MODE: 0x32,
+  ABORT_DMA_MODE: 0x33,
 
   S_ROOT_ACCESS: 0x38,
   S_ROOT_P: 0x39,
@@ -78,6 +79,7 @@ export const FAULT = {
   WRITE: 0x85,
   READ: 0x86,
   INTERRUPT_RANGE: 0x87,
+  PASID_SIZE: 0x89,
 
   FL_UPDATE: 0x91,
 } as const;
@@ -112,6 +114,7 @@ const REASONS: readonly FaultReason[] = [
   reason(FAULT.ROOT_TABLE_ADDRESS, 'RTA.1', 'Translation table mode of the root table address is not supported', false),
   reason(FAULT.PASID_IN_LEGACY_MODE, 'RTA.2', 'Request with PASID in legacy mode', false),
   reason(FAULT.PAGE_REQUEST_IN_LEGACY_MODE, 'RTA.3', 'Page request in legacy mode', false),
+  reason(FAULT.ABORT_DMA_MODE, 'RTA.4', 'Request in abort-DMA mode', false),
 
   reason(FAULT.S_ROOT_ACCESS, 'SRT.1', 'SM: root entry could not be read from memory', false),
   reason(FAULT.S_ROOT_P, 'SRT.2', 'SM: root entry of the bus is not present', false),
@@ -120,12 +123,12 @@ const REASONS: readonly FaultReason[] = [
   reason(FAULT.S_CONTEXT_ACCESS, 'SCT.1', 'SM: context entry could not be read from memory', false),
   reason(FAULT.S_CONTEXT_P, 'SCT.2', 'SM: context entry of the requester is not present'),
   reason(FAULT.S_CONTEXT_RESERVED, 'SCT.3', 'SM: reserved field of a present context entry is not zero', false),
-  reason(FAULT.S_CONTEXT_INVALID, 'SCT.4', 'SM: context entry enables what the unit does not support'),
+  reason(FAULT.S_CONTEXT_INVALID, 'SCT.4', 'SM: context entry has PRE without DTE, or a RID_PASID beyond its directory'),
   reason(FAULT.S_DTE, 'SCT.5', 'SM: translation request or translated request while DTE is clear in the context entry'),
   reason(FAULT.S_PASIDE, 'SCT.6', 'SM: request with PASID while PASIDE is clear in the context entry'),
   reason(FAULT.S_PASID_RANGE, 'SCT.7', 'SM: PASID is beyond the directory of the context entry'),
   reason(FAULT.S_PRE, 'SCT.8', 'SM: page request while PRE is clear in the context entry'),
-  reason(FAULT.S_RID_PASID, 'SCT.9', 'SM: RID_PASID is beyond the directory of the context entry'),
+  reason(FAULT.S_RID_PASID, 'SCT.9', 'SM: PASID of the request is the RID_PASID of the context entry'),
 
   reason(FAULT.S_DIRECTORY_ACCESS, 'SPD.1', 'SM: PASID directory entry could not be read from memory', false),
   reason(FAULT.S_DIRECTORY_P, 'SPD.2', 'SM: PASID directory entry is not present'),
@@ -161,6 +164,7 @@ const REASONS: readonly FaultReason[] = [
   reason(FAULT.WRITE, 'SGN.6', 'SM: write without write permission in the paging entries'),
   reason(FAULT.READ, 'SGN.7', 'SM: read without read permission in the paging entries'),
   reason(FAULT.INTERRUPT_RANGE, 'SGN.8', 'SM: translation ends in the interrupt address range'),
+  reason(FAULT.PASID_SIZE, 'SGN.10', 'SM: PASID is wider than the unit supports'),
 
   reason(FAULT.FL_UPDATE, 'SFL.10', 'SM: A or D could not be set in a first-level paging entry'),
 ];

@@ -63,7 +63,7 @@ export const SECOND_LEVEL_ENTRY = struct('SL_ENTRY', 8, {
 
 /** 4 KiB pages of a leaf at `level`. */
 export function pagesOfLevel(level: number): number {
-  return 2 ** (9 * level);
+  return level === 0 ? 1 : level === 1 ? 512 : level === 2 ? 0x4_0000 : level === 3 ? 0x800_0000 : 0x10_0000_0000;
 }
 
 /** Index into the paging structure of `level` for a page number below 2^52. */

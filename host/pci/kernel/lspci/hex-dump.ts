@@ -1,13 +1,12 @@
 /** `lspci -xxx` and `-xxxx`: configuration space as hex, and back. */
-import { devfnOf, PCI_CFG_SPACE_EXP_SIZE, PCI_CFG_SPACE_SIZE, PCI_DEVICE_ID, PCI_VENDOR_ID } from '../../spec/index.js';
+import { devfnOf, PCI_CFG_SPACE_EXP_SIZE, PCI_DEVICE_ID, PCI_VENDOR_ID } from '../../spec/index.js';
 import { hexDigits } from './source.js';
 import type { ConfigSize } from '../config-access.js';
 import type { LspciFunction } from './source.js';
 
-/** 16 bytes a line: `00: 86 80 25 0b …`. */
-export function hexDumpLines(fn: LspciFunction, extended: boolean): string[] {
-  const size = extended ? PCI_CFG_SPACE_EXP_SIZE : PCI_CFG_SPACE_SIZE;
-  return Array.from({ length: size / 16 }, (_, line) => {
+/** The first `sizeBytes`, 16 bytes a line: `00: 86 80 25 0b …`. */
+export function hexDumpLines(fn: LspciFunction, sizeBytes: number): string[] {
+  return Array.from({ length: sizeBytes / 16 }, (_, line) => {
     const bytes = Array.from({ length: 16 }, (_unused, i) => hexDigits(fn.config.read(line * 16 + i, 1), 2));
     return `${hexDigits(line * 16, 2)}: ${bytes.join(' ')}`;
   });

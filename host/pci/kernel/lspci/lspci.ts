@@ -3,11 +3,12 @@
  * compare it with a real one's. Pure: reads configuration bytes, changes nothing.
  * Left out: names beyond a small table, AER and link-level extended capabilities beyond their names, CXL DVSECs.
  */
-import { PCI_SECONDARY_BUS, PCI_SUBORDINATE_BUS } from '../../spec/index.js';
-import { compareBdf, parseBdf } from '../bdf.js';
+import { PCI_CFG_SPACE_EXP_SIZE, PCI_CFG_SPACE_SIZE, PCI_SECONDARY_BUS, PCI_STD_HEADER_SIZEOF, PCI_SUBORDINATE_BUS } from '../../spec/index.js';
+import { compareBdf } from '../bdf.js';
 import { deviceLines } from './device.js';
 import { hexDumpLines } from './hex-dump.js';
 import { DEFAULT_NAMES, deviceName } from './names.js';
+import { matchesSlot, parseSlotFilter } from './slot-filter.js';
 import { isBridge, treeLines } from './tree.js';
 import type { NumericIds, PciNames } from './names.js';
 import type { LspciFunction } from './source.js';
@@ -17,11 +18,11 @@ export interface LspciOptions {
   readonly verbose?: 0 | 1 | 2;
   /** `-n` is 1, `-nn` is 2. Default 0. */
   readonly numeric?: NumericIds;
-  /** `-xxx` is 3 (256 bytes), `-xxxx` is 4 (4096). Default 0: none. */
-  readonly hex?: 0 | 3 | 4;
+  /** `-x` is 1 (64 bytes), `-xxx` is 3 (256), `-xxxx` is 4 (4096). Default 0: none. */
+  readonly hex?: 0 | 1 | 3 | 4;
   /** `-t`. */
   readonly tree?: boolean;
-  /** `-s`: only the function of this name; in a tree, its branch. */
+  /** `-s`: only the functions that it matches; in a tree, their branches. */
   readonly slot?: string;
   /** `-D`: always print the segment; otherwise only when there is one beside 0. */
   readonly segments?: boolean;
@@ -42,7 +43,7 @@ export function lspci(functions: readonly LspciFunction[], options: LspciOptions
   for (const fn of chosen) {
     const shown = { verbose, numeric, withSegment, names, iommuGroup: options.iommuGroupOf?.(fn), driver: options.driverOf?.(fn) };
     out.push(...deviceLines(fn, shown));
-    if (hex > 0) out.push(...hexDumpLines(fn, hex === 4));
+    if (hex > 0) out.push(...hexDumpLines(fn, hex === 4 ? PCI_CFG_SPACE_EXP_SIZE : hex === 3 ? PCI_CFG_SPACE_SIZE : PCI_STD_HEADER_SIZEOF));
     if (verbose > 0 || hex > 0) out.push('');
   }
   return join(out);
@@ -50,8 +51,8 @@ export function lspci(functions: readonly LspciFunction[], options: LspciOptions
 
 function select(functions: readonly LspciFunction[], slot: string | undefined): LspciFunction[] {
   if (slot === undefined) return [...functions];
-  const bdf = parseBdf(slot);
-  return typeof bdf === 'string' ? [] : functions.filter((fn) => compareBdf(fn, bdf) === 0);
+  const filter = parseSlotFilter(slot);
+  return typeof filter === 'string' ? [] : functions.filter((fn) => matchesSlot(fn, filter));
 }
 
 /** The chosen functions with every bridge above them and everything below. */

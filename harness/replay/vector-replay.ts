@@ -1,0 +1,318 @@
+/**
+ * Replays a vector against the VT-d model: once without and once with caches, step by step side by side, unless the
+ * file says what caches its hardware had. The rules, and which clause each rests on, are in docs/replay.md.
+ */
+import { ACCESS_READ, ACCESS_WRITE, ATTR_TRANSLATED, DMA_CA, DMA_DONE } from '../../host/pci/dma-port.js';
+import { decodeCapabilities, type VtdCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
+import { FAULT_RECORD_BYTES, REG } from '../../iommu/intel-vtd/spec/registers.js';
+import type { CachedTranslation } from '../../iommu/intel-vtd/hardware/translation-cache.js';
+import { hex } from '../../sim/address.js';
+import { KEPT_DISAGREEMENTS, type Disagreement, type ReplayReport, type StaleAnswer, type Unsupported } from './report.js';
+import { foreignBits, missingFeature } from './vector-features.js';
+import { describeAnswer, describeBytes, describeHit, describeOutput, describeRequest, describeWalk, hex64, rightsOfCompletion } from './vector-text.js';
+import type { DmaStep, InputStep, MemExpectStep, MmioReadStep, MmioWriteStep, OutputStep, Step, TranslateStep, Vector } from './vector.js';
+import { VectorWorld } from './vector-world.js';
+
+/** IOTLB entries of the replay with caches, where the file does not say. */
+const CACHED = 512;
+
+const CHECK_NAMES = {
+  mmioRead: 'register reads', dma: 'dma', translate: 'translation requests', memExpect: 'memory checks', interrupt: 'interrupts',
+  pageResponse: 'page responses', deviceTlbInvalidate: 'device-TLB invalidations', hardwareWrite: 'unmentioned writes',
+} as const;
+
+export interface ReplayOptions {
+  /** Named defects of the model, for tests that prove that a replay notices. */
+  readonly defects?: ReadonlySet<string>;
+}
+
+/** One world's answer to a check. */
+interface Verdict {
+  readonly ok: boolean;
+  readonly got: string;
+}
+
+class VectorReplay {
+  private readonly vector: Vector;
+  private readonly capabilities: VtdCapabilities;
+  private readonly worlds: readonly VectorWorld[];
+  private readonly checks: Record<string, number> = {};
+  private agreements = 0;
+  private disagreeing = 0;
+  private readonly disagreements: Disagreement[] = [];
+  private readonly stale: StaleAnswer[] = [];
+  private readonly unsupported: Unsupported[] = [];
+  private readonly names = new Map<number, string>();
+  /** Reads of fault records whose fields mean nothing because F is clear. */
+  private irrelevant = 0;
+  private step = 0;
+  /** Words that the hardware of a world changed and no memExpect has mentioned yet, with the step. */
+  private readonly unmentioned: readonly Map<number, number>[];
+  private lastRequest: { readonly step: DmaStep | TranslateStep; readonly number: number } | undefined;
+
+  constructor(vector: Vector, options: ReplayOptions) {
+    const registerAt = (offset: number): bigint => vector.registers.find((register) => register.offset === offset)!.value;
+    this.vector = vector;
+    this.capabilities = decodeCapabilities(registerAt(REG.CAP), registerAt(REG.ECAP), { version: Number(registerAt(REG.VER)), hostAddressWidth: vector.properties.hostAddressWidth });
+    const { iotlbEntries } = vector.properties;
+    this.worlds = (iotlbEntries === undefined ? [0, CACHED] : [iotlbEntries]).map((entries) => new VectorWorld(vector, this.capabilities, entries, options.defects ?? new Set()));
+    this.unmentioned = this.worlds.map(() => new Map<number, number>());
+    for (const { name, offset, size } of this.worlds[0]!.unit.describeRegisters()) for (let i = 0; i < size; i += 4) this.names.set(offset + i, name);
+  }
+
+  run(file: string): ReplayReport {
+    for (const register of this.vector.registers) this.readRegister({ op: 'mmioRead', ...register, expect: register.value, mask: (1n << BigInt(register.size * 8)) - 1n });
+    this.vector.steps.forEach((step, index) => {
+      this.step = index + 1;
+      this.replay(step);
+    });
+    for (const world of this.worlds) world.advance(undefined);
+    this.noticeWrites();
+    this.refuseOutputs();
+    this.refuseWrites();
+    const { vector } = this;
+    return {
+      file, kind: vector.source.startsWith('vfiosim') ? 'recording' : 'vector', source: vector.source, steps: vector.steps.length, checks: this.checks,
+      agreements: this.agreements, disagreements: this.disagreements, known: [], stale: this.stale, unsupported: this.unsupported,
+      notModelled: this.capabilities.notModelled, remarks: this.remarks(),
+    };
+  }
+
+  private remarks(): string[] {
+    const remarks: string[] = [];
+    if (this.irrelevant > 0) remarks.push(`${this.irrelevant} reads of fault records with F clear differ in fields that mean nothing then (11.4.7.6)`);
+    if (this.disagreeing > this.disagreements.length) remarks.push(`${this.disagreeing - this.disagreements.length} more disagreements are not listed`);
+    return remarks;
+  }
+
+  private replay(step: Step): void {
+    if (step.op === 'mem') {
+      for (const { memory } of this.worlds) memory.write(step.at, step.bytes, 0, step.bytes.length);
+      return;
+    }
+    if (step.op === 'delay') {
+      for (const world of this.worlds) world.delay(step.ns);
+      return;
+    }
+    for (const world of this.worlds) world.advance(step.t);
+    this.noticeWrites();
+    switch (step.op) {
+      case 'memExpect': return this.expectMemory(step);
+      case 'interrupt':
+      case 'pageResponse':
+      case 'deviceTlbInvalidate': return this.expectOutput(step);
+      default: break;
+    }
+    this.refuseOutputs();
+    this.apply(step);
+    this.noticeWrites();
+  }
+
+  private apply(step: InputStep): void {
+    switch (step.op) {
+      case 'mmioWrite': return this.writeRegister(step);
+      case 'mmioRead': return this.readRegister(step);
+      case 'dma': return this.dma(step);
+      case 'translate': return this.translate(step);
+      case 'pageRequest':
+        for (const { unit } of this.worlds) unit.pageRequest(step.sourceId, step.pasid, step.page, step.access, step.last, step.group);
+        return;
+      case 'deviceTlbComplete':
+        for (const { unit } of this.worlds) unit.invalidateCompletion(step.sourceId, step.tag);
+        return;
+    }
+  }
+
+  /** Format 2 has everything that the hardware sent: what it has not was not sent. */
+  private refuseOutputs(): void {
+    for (const world of this.worlds) {
+      if (this.vector.version === 2) for (const output of world.outputs) this.disagree({ op: output.op, what: 'the model sends what the file has not', expected: 'nothing', got: describeOutput(output), ...this.cachesOf(world) });
+      world.outputs.length = 0;
+    }
+  }
+
+  private noticeWrites(): void {
+    this.worlds.forEach(({ memory }, index) => {
+      for (const address of memory.changed) this.unmentioned[index]!.set(address, this.step);
+      memory.changed.clear();
+    });
+  }
+
+  /** What hardware wrote and the file does not mention: in a file that mentions everything, a difference. */
+  private refuseWrites(): void {
+    const words = new Map([...this.unmentioned.flatMap((map) => [...map])].toSorted(([a, s], [b, t]) => s - t || a - b));
+    for (const [address, step] of words) {
+      this.checks[CHECK_NAMES.hardwareWrite] = (this.checks[CHECK_NAMES.hardwareWrite] ?? 0) + 1;
+      const index = this.unmentioned.findIndex((map) => map.has(address));
+      const both = this.unmentioned.every((map) => map.has(address));
+      this.step = step;
+      this.disagree({
+        op: 'hardwareWrite', what: `the model writes 4 bytes at ${hex(address)}`, expected: 'no write',
+        got: describeBytes(this.worlds[index]!.readMemory(address, 4)), ...(both ? {} : this.cachesOf(this.worlds[index]!)),
+      });
+    }
+  }
+
+  private expectOutput(step: OutputStep): void {
+    const expected = describeOutput(step);
+    this.judge(step.op, 'sent by the hardware', expected, (world) => {
+      const output = world.outputs.shift();
+      const got = output === undefined ? 'nothing' : describeOutput(output);
+      return { ok: got === expected, got };
+    });
+  }
+
+  private expectMemory({ at, bytes, mask }: MemExpectStep): void {
+    const start = at - (at % 4);
+    for (const words of this.unmentioned) for (let word = start; word < at + bytes.length; word += 4) words.delete(word);
+    this.judge('memExpect', `${bytes.length} bytes at ${hex(at)}`, describeBytes(bytes), (world) => {
+      const got = world.readMemory(at, bytes.length);
+      return { ok: got.every((byte, i) => ((byte ^ bytes[i]!) & (mask?.[i] ?? 0xff)) === 0), got: describeBytes(got) };
+    });
+  }
+
+  private writeRegister(step: MmioWriteStep): void {
+    const missing = this.missingFeature(step);
+    if (missing !== undefined) this.unsupported.push({ step: this.step, op: step.op, what: `${this.nameOf(step.offset)} = ${hex64(step.value)}`, why: `${missing} is not modelled` });
+    for (const world of this.worlds) world.writeRegister(step.offset, step.size, step.value);
+  }
+
+  private readRegister(step: MmioReadStep): void {
+    const { offset, size, expect, mask } = step;
+    const what = this.nameOf(offset);
+    const missing = this.missingFeature(step);
+    if (missing !== undefined) {
+      this.unsupported.push({ step: this.step, op: step.op, what, why: `${missing} is not modelled` });
+      return;
+    }
+    const foreign = foreignBits(offset, this.capabilities.notModelled);
+    let onlyForeign = false, onlyIrrelevant = false;
+    const judged = this.judge('mmioRead', what, hex64(expect & mask), (world) => {
+      const difference = (world.readRegister(offset, size) ^ expect) & mask;
+      const relevant = this.relevantBits(world, offset, size);
+      onlyForeign ||= difference !== 0n && (difference & relevant & ~foreign) === 0n && (difference & foreign) !== 0n;
+      onlyIrrelevant ||= difference !== 0n && (difference & relevant) === 0n;
+      return { ok: (difference & relevant & ~foreign) === 0n, got: hex64((difference ^ expect) & mask) };
+    });
+    if (onlyIrrelevant) this.irrelevant++;
+    if (!judged || !onlyForeign) return;
+    this.agreements--;
+    this.unsupported.push({ step: this.step, op: step.op, what, why: 'ECAP.IR is not modelled' });
+  }
+
+  /** Bits of a register that mean something now: those of a fault record only while its F is set (11.4.7.6). */
+  private relevantBits(world: VectorWorld, offset: number, size: number): bigint {
+    const { faultRecordOffset, faultRecords } = this.capabilities;
+    const place = offset - faultRecordOffset;
+    if (place < 0 || place >= faultRecords * FAULT_RECORD_BYTES) return -1n;
+    const start = offset - (place % FAULT_RECORD_BYTES);
+    if ((world.readRegister(start + 12, 4) & 0x8000_0000n) !== 0n) return -1n;
+    const bit = 127 - 8 * (offset - start);
+    return bit < 8 * size ? 1n << BigInt(bit) : 0n;
+  }
+
+  private dma(step: DmaStep): void {
+    this.lastRequest = { step, number: this.step };
+    const expected = step.pa === undefined ? `fault${step.refusal === undefined ? '' : ` (${step.refusal})`}` : hex(step.pa);
+    const access = step.write ? ACCESS_WRITE : ACCESS_READ;
+    const cached = this.worlds.length === 2 ? this.worlds[1]! : undefined;
+    if (cached === undefined) {
+      this.judge('dma', describeRequest(step), expected, (world) => this.access(world, step));
+      return;
+    }
+    const plain = this.worlds[0]!;
+    let onAnswer = this.access(cached, step);
+    const hit = cached.unit.backEnd.lastHit();
+    const tablesSay = plain.unit.backEnd.explainWalk(step.sourceId, step.pasid, step.page, access);
+    const now = tablesSay.page === undefined || !(step.write ? tablesSay.write : tablesSay.read) ? 'fault' : hex(tablesSay.page * 4096 + step.offset);
+    if (onAnswer.ok && hit !== undefined && step.pa !== undefined && (step.attributes & ATTR_TRANSLATED) === 0 && now !== expected) {
+      // a hit leaves no trace in the hardware, so the replay without caches does not see this request at all
+      this.staleAnswer('file', describeRequest(step), expected, now, hit, tablesSay);
+      return;
+    }
+    const offAnswer = this.access(plain, step);
+    if (offAnswer.ok && !onAnswer.ok && hit !== undefined) {
+      this.staleAnswer('model', describeRequest(step), expected, onAnswer.got, hit, tablesSay);
+      cached.evict();
+      onAnswer = this.access(cached, step);
+      if (onAnswer.ok) return;
+    }
+    this.judge('dma', describeRequest(step), expected, (world) => (world === plain ? offAnswer : onAnswer));
+  }
+
+  private staleAnswer(side: 'file' | 'model', what: string, expected: string, got: string, hit: CachedTranslation, tablesSay: Parameters<typeof describeHit>[1]): void {
+    this.checks[CHECK_NAMES.dma] = (this.checks[CHECK_NAMES.dma] ?? 0) + 1;
+    this.stale.push({ step: this.step, what, side, expected, got, why: describeHit(hit, tablesSay) });
+  }
+
+  private access(world: VectorWorld, step: DmaStep): Verdict {
+    const { unit } = world;
+    const status = unit.translate(step.sourceId, step.pasid, step.attributes, step.page, step.write);
+    const pa = unit.page * 4096 + step.offset;
+    // where only the outcome is known, an access that reaches no memory is one that failed
+    if (status === DMA_DONE && (step.pa !== undefined || step.refusal !== undefined || world.memory.has(pa, step.length))) return { ok: pa === step.pa, got: hex(pa) };
+    if (status === DMA_DONE) return { ok: true, got: `fault (${hex(pa)} is not memory)` };
+    const name = status === DMA_CA ? 'CA' : 'UR';
+    return { ok: step.pa === undefined && (step.refusal === undefined || step.refusal === name), got: `fault (${name})` };
+  }
+
+  private translate(step: TranslateStep): void {
+    this.lastRequest = { step, number: this.step };
+    const expected = describeAnswer(step.answer);
+    this.judge('translate', describeRequest(step), expected, ({ unit }) => {
+      const status = unit.translationRequest(step.sourceId, step.pasid, step.attributes, step.page);
+      const { completion } = unit;
+      const got = describeAnswer(status === DMA_DONE ? { pa: completion.page * 4096, pages: completion.pages, rights: rightsOfCompletion(completion) } : status === DMA_CA ? 'CA' : 'UR');
+      return { ok: got === expected, got };
+    });
+  }
+
+  /** Asks every world; one check, whoever fails. True when all agree. */
+  private judge(op: keyof typeof CHECK_NAMES, what: string, expected: string, ask: (world: VectorWorld) => Verdict): boolean {
+    this.checks[CHECK_NAMES[op]] = (this.checks[CHECK_NAMES[op]] ?? 0) + 1;
+    const verdicts = this.worlds.map((world) => ({ world, ...ask(world) }));
+    const failed = verdicts.filter(({ ok }) => !ok);
+    const first = failed[0];
+    if (first === undefined) {
+      this.agreements++;
+      return true;
+    }
+    const both = failed.length === this.worlds.length && failed.every(({ got }) => got === first.got);
+    this.disagree({ op, what, expected, got: first.got, ...(both ? {} : this.cachesOf(first.world)), ...this.walk(first.world, op, what) });
+    return false;
+  }
+
+  private cachesOf(world: VectorWorld): { caches: 'on' | 'off' } | Record<string, never> {
+    return this.worlds.length === 1 ? {} : { caches: world === this.worlds[0] ? 'off' : 'on' };
+  }
+
+  /** The walk of the request that failed, or that a fault register is about. */
+  private walk(world: VectorWorld, op: string, what: string): { walk: readonly string[] } | Record<string, never> {
+    const about = op === 'dma' || op === 'translate' || /^(FSTS|FRCD)/.test(what);
+    if (!about || this.lastRequest === undefined) return {};
+    const { step, number } = this.lastRequest;
+    const access = step.op === 'dma' && step.write ? ACCESS_WRITE : ACCESS_READ;
+    const lines = describeWalk(world.unit.backEnd.explainWalk(step.sourceId, step.pasid, step.page, access));
+    return { walk: number === this.step ? lines : [`step ${number}: ${describeRequest(step)}`, ...lines] };
+  }
+
+  private disagree(disagreement: Omit<Disagreement, 'step'>): void {
+    this.disagreeing++;
+    if (this.disagreements.length < KEPT_DISAGREEMENTS) this.disagreements.push({ step: this.step, ...disagreement });
+  }
+
+  private missingFeature(step: MmioReadStep | MmioWriteStep): string | undefined {
+    const { notModelled, faultRecordOffset, iotlbOffset } = this.capabilities;
+    return notModelled.length === 0 ? undefined : missingFeature(step, notModelled, { faultRecords: faultRecordOffset, iotlb: iotlbOffset });
+  }
+
+  private nameOf(offset: number): string {
+    const name = this.names.get(offset - (offset % 4));
+    return name === undefined ? `register ${hex(offset)}` : `${name} (${hex(offset)})`;
+  }
+}
+
+/** Replays a checked vector. */
+export function replayVector(vector: Vector, file: string, options: ReplayOptions = {}): ReplayReport {
+  return new VectorReplay(vector, options).run(file);
+}
