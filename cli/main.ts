@@ -3,10 +3,12 @@ import { createRequire } from 'node:module';
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { check, schema } from './check.js';
 import { EXIT } from './exit.js';
+import { explain } from './explain.js';
 import { explainFailure } from './failure.js';
 import { inspect } from './inspect.js';
 import { ioFor, type Io } from './io.js';
 import { lspciCommand } from './lspci.js';
+import { replay } from './replay.js';
 import { run } from './run.js';
 
 /** The package refers to itself by name, so this holds in a checkout and in an installed package. */
@@ -23,11 +25,12 @@ function wholeNumber(text: string): number {
   return value;
 }
 
+const gathered = (value: string, previous: readonly string[]): readonly string[] => [...previous, value];
 const counted = (_value: string, previous: number): number => previous + 1;
 
 const CODES = `
-Exit codes: 0 fine; 1 a flow, an expectation or an invariant failed; 2 wrong usage; 3 invalid topology;
-42 the simulated time or event limit was hit; 70 a bug in the simulator.`;
+Exit codes: 0 fine; 1 a flow, an expectation or an invariant failed, or a replay disagrees; 2 wrong usage;
+3 invalid topology or vector; 42 the simulated time or event limit was hit; 70 a bug in the simulator.`;
 
 function build(io: Io, answer: (code: number) => void): Command {
   const program = new Command('vfiosim')
@@ -43,7 +46,9 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--until <place>', 'stop and show where: 120us, event:N, fault:K or before-teardown')
     .option('--break <event>', 'stop at the first record of a trace kind, or at the Nth with KIND:N')
     .option('--log', 'print the kernel log (dmesg) as well')
-    .action(async (file: string, options) => answer(await run(io, file, options as Parameters<typeof run>[2])));
+    .option('--record <out>', 'write what happened at the IOMMU as a vector for replay; *.gz is packed')
+    .option('--dump <dir>', 'write memory and IOMMU registers as explain reads them')
+    .action(async (file: string, options) => answer(await run(io, file, { ...options as Parameters<typeof run>[2], version: packageVersion() })));
   command('check', 'check topologies without running them')
     .argument('<files...>', 'topologies (YAML)')
     .action((files: string[]) => answer(check(io, files)));
@@ -65,6 +70,20 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--seed <n>', 'seed of the run; default: the topology\'s', wholeNumber)
     .option('--json', 'print JSON')
     .action(async (file: string, options) => answer(await inspect(io, file, options as Parameters<typeof inspect>[2])));
+  command('explain', 'explain a stopped machine\'s IOMMU from memory and registers, or the lines of a kernel log')
+    .option('--image <file>', 'physical memory: raw with the address as offset, raw FILE@0xBASE, an ELF core, or lines 0xADDRESS: hex bytes; may be repeated', gathered, [])
+    .option('--registers <file>', 'registers of the unit: YAML, Linux\' iommu_regset, or the raw register page')
+    .option('--unit <name>', 'which unit of an iommu_regset, such as dmar0')
+    .option('--walk <bdf/pasid/address>', 'the entries on the way of an address, such as 6a:01.0/1/0x7ffff7fbb000; PASID - for none; :w or :x behind it to write or execute')
+    .option('--log [file]', 'a kernel log instead; - or nothing for standard input')
+    .option('--json', 'print JSON')
+    .action((options) => answer(explain(io, options as Parameters<typeof explain>[1])));
+  command('replay', 'do again what another IOMMU, or this one, was recorded doing, and compare every answer')
+    .argument('<files...>', 'vectors and recordings (JSON, also .gz), traces of Linux (.jsonl, also .gz), or folders of them')
+    .option('--known <file>', 'list of disagreements whose reason is known; default: disagreements.yaml beside each file')
+    .option('-v, --verbose', 'print known disagreements, stale answers and unsupported steps as well')
+    .option('--json', 'print everything as one JSON object')
+    .action(async (files: string[], options) => answer(await replay(io, files, options as Parameters<typeof replay>[2])));
   for (const one of [program, ...program.commands]) {
     one.exitOverride().showHelpAfterError('(vfiosim --help lists the commands)')
       .configureOutput({ writeOut: (text) => void io.stdout.write(text), writeErr: (text) => void io.stderr.write(text) });

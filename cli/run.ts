@@ -1,6 +1,10 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
+import { basename } from 'node:path';
+import { gzipSync } from 'node:zlib';
 import type { Machine } from '../harness/machine.js';
+import { dumpMachine, dumpText } from '../harness/explain/dump.js';
 import { stateOf } from '../harness/machine-state.js';
+import { VectorRecorder } from '../harness/replay/record.js';
 import { parseBreak, parseStopPoint, type StopPoint } from '../harness/stop-point.js';
 import { traceToNdjson, traceToPerfetto } from '../sim/trace-export.js';
 import { TRACE_SPANS } from '../harness/trace-spans.js';
@@ -17,25 +21,34 @@ interface RunCommandOptions {
   readonly until?: string;
   readonly break?: string;
   readonly log?: boolean;
+  readonly record?: string;
+  /** Of the program, for the recording. */
+  readonly version?: string;
+  readonly dump?: string;
 }
 
 /** Runs a topology; the summary goes to stdout, or to stderr when the trace is on stdout. */
 export function run(io: Io, file: string, options: RunCommandOptions): Promise<number> {
-  return withMachine(io, file, options.seed === undefined ? {} : { seed: options.seed }, async (machine) => {
+  const recorder = options.record === undefined ? undefined : new VectorRecorder(`vfiosim ${options.version ?? ''}`, basename(file));
+  return withMachine(io, file, { ...(options.seed === undefined ? {} : { seed: options.seed }), ...(recorder === undefined ? {} : { recorder }) }, async (machine) => {
     const stop = stopPoint(machine, options);
     if (options.json === true && options.trace === '-') throw new WrongUsage('--json and --trace - both write to stdout');
-    const trace = options.trace === undefined || options.trace === '-' ? undefined : new TraceFile(options.trace);
+    const trace = options.trace === undefined || options.trace === '-' ? undefined : new OutputFile('--trace', options.trace);
+    if (recorder !== undefined && machine.host.unit === undefined) throw new WrongUsage('--record: the topology has no IOMMU');
+    const record = options.record === undefined ? undefined : new OutputFile('--record', options.record);
     const progress = new Progress(machine, io.stderr);
     try {
       machine.run({ ...(stop === undefined ? {} : { stopAt: stop }), onSlice: () => progress.show() });
     } finally {
       progress.clear();
       trace?.write(pieces(machine, options.trace!));
+      if (recorder !== undefined) record?.write(recorder.text());
     }
     if (options.trace === '-') await writePieces(io.stdout, inBlocks(pieces(machine, '-')));
     if (options.trace !== undefined && machine.trace.first > 0) say(io, `trace: the oldest ${machine.trace.first} records were dropped, the newest ${machine.trace.count - machine.trace.first} are kept`);
     if (stop !== undefined && machine.end === 'finished') say(io, `the run ended before ${options.until ?? options.break ?? ''}`);
     if (options.log === true) for (const line of machine.dmesg()) say(io, line);
+    if (options.dump !== undefined) say(io, dumpText(dumpMachine(machine.host, options.dump)));
     const summary = machine.summary();
     const state = machine.end === 'finished' ? undefined : stateOf(machine);
     if (options.json === true) io.stdout.write(`${JSON.stringify(state === undefined ? summary : { ...summary, state }, null, 2)}\n`);
@@ -72,11 +85,13 @@ function* inBlocks(pieces: Iterable<string>): Generator<string> {
 }
 
 /** The file is opened before the run, so that a wrong name is said at once. */
-class TraceFile {
+class OutputFile {
+  private readonly option: string;
   private readonly name: string;
   private readonly fd: number;
 
-  constructor(name: string) {
+  constructor(option: string, name: string) {
+    this.option = option;
     this.name = name;
     this.fd = this.attempt(() => openSync(name, 'w'));
   }
@@ -84,7 +99,7 @@ class TraceFile {
   /** Writes everything and closes the file. */
   write(pieces: Iterable<string>): void {
     try {
-      for (const block of inBlocks(pieces)) {
+      for (const block of this.name.endsWith('.gz') ? [gzipSync([...pieces].join(''))] : inBlocks(pieces)) {
         const bytes = Buffer.from(block);
         for (let at = 0; at < bytes.length; ) at += this.attempt(() => writeSync(this.fd, bytes, at));
       }
@@ -99,7 +114,7 @@ class TraceFile {
     } catch (error) {
       const { code = String(error) } = error as NodeJS.ErrnoException;
       const reasons: Record<string, string> = { ENOENT: 'no such directory', EACCES: 'permission denied', EISDIR: 'is a directory', ENOTDIR: 'is below a file', ENOSPC: 'no space left', EROFS: 'the file system is read-only' };
-      throw new WrongUsage(`--trace: ${this.name} cannot be written: ${reasons[code] ?? code}`);
+      throw new WrongUsage(`${this.option}: ${this.name} cannot be written: ${reasons[code] ?? code}`);
     }
   }
 }

@@ -49,4 +49,6 @@ export function* shutdown(host: Host): Steps {
   for (const driver of host.devices.drivers.toReversed()) yield* host.drivers.unregisterDriver(driver.name);
   for (const device of host.pci.devices.toReversed()) yield* host.binding.deviceRemoved(device);
   if (host.iommu !== undefined) yield* host.iommu.stop();
+  host.core.close();
+  host.interrupts.close();
 }

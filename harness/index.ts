@@ -1,21 +1,33 @@
 /** The public API of vfiosim. */
 import { createMachineSync, Machine, type MachineOptions } from './machine.js';
+import { MachineSession } from './session.js';
 import type { TopologyInput } from './topology/schema.js';
 
 /**
- * Composes a machine from a topology file or a topology in code; nothing runs yet.
+ * Composes a machine from a topology file or a topology in code, and boots it: PCI is enumerated, the IOMMU is on,
+ * drivers are bound, and it is time 0. The topology's own processes begin with `run`.
  * @throws InvalidInput with every problem and its place
  */
-export async function createMachine(source: string | TopologyInput, options: MachineOptions = {}): Promise<Machine> {
-  return createMachineSync(source, options);
+export async function createMachine(source: string | TopologyInput, options: MachineOptions = {}): Promise<MachineSession> {
+  return new MachineSession(createMachineSync(source, options));
 }
 
-export { createMachineSync, Machine, type MachineOptions };
+export { createMachineSync, Machine, MachineSession, type MachineOptions };
+export { SimulatedProcess, type MmapOptions, type Protection } from './session/process.js';
+export { DeviceHandle, type BatchOperation, type DeviceResult, type OperationOptions } from './session/device-handle.js';
+export { KernelApi, type SvaBindOptions } from './session/kernel.js';
+export type { FaultRecord, InterruptRecord, PageRequestRecord, PageResponseRecord, UnrecoverableFaultRecord } from './session/records.js';
+export { Deadlock, LimitReached } from './session/turns.js';
+export { Killed } from './scenario/program.js';
+export type { OperationStatus } from './scenario/operations.js';
+export { SegmentationFault } from '../host/mm/mm.js';
+export { SimulatorBug } from '../sim/assert.js';
 export { Errno, ERRNO, isErrno, type ErrnoName } from '../sim/errno.js';
 export { InvalidInput, formatProblems, type Problem } from './topology/problems.js';
 export { loadTopology, checkTopology } from './topology/load.js';
 export { topologyJsonSchema, type Topology, type TopologyInput } from './topology/schema.js';
 export type { FlowSummary, InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
+export type { MachineState, TaskState } from './machine-state.js';
 export { Checker } from './checkers/invariant.js';
 export type { WalkReport, WalkTarget } from './inspect.js';
 export { parseStopPoint, type StopPoint } from './stop-point.js';

@@ -10,12 +10,14 @@ import type { VirtualClock } from '../sim/clock.js';
 import type { Steps } from '../sim/task.js';
 import type { Trace } from '../sim/trace.js';
 import { boot, shutdown } from './boot.js';
+import { balance, subscriptionsEnd } from './checkers/books.js';
 import { CheckerSet, type Checker } from './checkers/invariant.js';
 import { standardCheckers } from './checkers/index.js';
 import { composeHost, type Host } from './compose/host.js';
 import type { UnitRegisters } from './compose/settings.js';
 import { unmetExpectations } from './expectations.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
+import type { VectorRecorder } from './replay/record.js';
 import { Scenario } from './scenario/scenario.js';
 import type { StopPoint } from './stop-point.js';
 import type { InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
@@ -35,6 +37,8 @@ export interface MachineOptions {
   readonly defects?: ReadonlySet<string>;
   /** CAP, ECAP and VER of a recorded unit, instead of what the topology's `iommu` makes. */
   readonly unitRegisters?: UnitRegisters;
+  /** Records what happens at the IOMMU. */
+  readonly recorder?: VectorRecorder;
 }
 
 export interface RunOptions {
@@ -58,6 +62,7 @@ export class Machine implements Inspectable {
   private framesAtStart = 0;
   private leaks: Leaks = { pasids: 0, pinnedPages: 0, domains: 0, frames: 0 };
   private invariants: InvariantSummary[] = [];
+  private readonly added: CheckerSet[] = [];
   private deadlock: string[] = [];
 
   constructor(loaded: LoadedTopology, options: MachineOptions = {}) {
@@ -68,6 +73,7 @@ export class Machine implements Inspectable {
     this.host = composeHost({
       topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
       ...(options.unitRegisters === undefined ? {} : { unitRegisters: options.unitRegisters }),
+      ...(options.recorder === undefined ? {} : { recorder: options.recorder }),
     });
     this.scenario = new Scenario(this.host, options.directory ?? loaded.directory);
     this.checkers = new CheckerSet(this.trace, watch ? standardCheckers(this.host) : []);
@@ -118,6 +124,13 @@ export class Machine implements Inspectable {
     return this.end;
   }
 
+  /** Ends what is under way and takes the machine down; processes that have not begun never will. */
+  takeDown(): void {
+    this.begun = true;
+    for (const program of this.scenario.programs.values()) program.kill();
+    this.run();
+  }
+
   private runEvents({ stopAt, onSlice }: RunOptions): RunEnd {
     const reached = this.stopCondition(stopAt);
     const untilNs = stopAt?.at === 'time' ? stopAt.timeNs : undefined;
@@ -153,10 +166,17 @@ export class Machine implements Inspectable {
   /** Takes the machine down and balances the books. */
   private finish(): void {
     const { frames, core } = this.host;
-    if (this.end === 'finished') this.execute('shutdown', shutdown(this.host));
+    if (this.end === 'finished') {
+      for (const program of this.scenario.programs.values()) {
+        if (program.exited) continue;
+        this.scenario.failures.push(`${program.name}: the run ended before the process did`);
+        this.execute(`exit of ${program.name}`, program.exit());
+      }
+      this.execute('shutdown', shutdown(this.host));
+    }
     const { pasids, domains } = core.usage;
     this.leaks = { pasids, pinnedPages: frames.pinnedPages, domains, frames: this.end === 'finished' ? frames.inUse - this.framesAtStart - this.kernelFrames() : 0 };
-    this.invariants = this.checkers.finish();
+    this.invariants = [...[this.checkers, ...this.added].flatMap((set) => set.finish()), balance(this.leaks), ...(this.end === 'finished' ? [subscriptionsEnd(this.host.mailbox)] : [])];
   }
 
   /** Frames that belong to the IOMMU driver as long as the kernel runs: queues and root tables. */
@@ -170,7 +190,7 @@ export class Machine implements Inspectable {
     const counters = Object.fromEntries(this.trace.kinds.flatMap((kind) => (this.trace.countOf(kind) === 0 ? [] : [[kind.name, this.trace.countOf(kind)]])));
     const ended = this.end === 'finished' || this.end === 'deadlock';
     const invariants: InvariantSummary[] = [
-      ...(ended ? this.invariants : this.checkers.summaries()),
+      ...(ended ? this.invariants : [this.checkers, ...this.added].flatMap((set) => set.summaries())),
       { name: 'no deadlock', status: this.deadlock.length === 0 ? 'ok' : 'violated', checked: 1, violations: this.deadlock },
     ];
     const unmet = ended ? unmetExpectations(topology, flows, counters, this.dmesg()) : [];
@@ -244,9 +264,9 @@ export class Machine implements Inspectable {
     return { steps: [], page, pages: 1, read: true, write: true, execute: true, reason: 0, text: `no IOMMU: ${hexPage(page)} is physical` };
   }
 
-  /** Adds a checker of one's own; before `run`. */
-  addChecker(checker: Checker): CheckerSet {
-    return new CheckerSet(this.trace, [checker]);
+  /** Adds a checker of one's own, which sees the records from now on; its invariant counts like the others. */
+  addChecker(checker: Checker): void {
+    this.added.push(new CheckerSet(this.trace, [checker]));
   }
 }
 

@@ -5,6 +5,7 @@
  * << 12, data bits 7:0 the vector). Not modelled: logical destinations, lowest priority, remapping.
  */
 import { Errno } from '../sim/errno.js';
+import type { Observable } from 'rxjs';
 import type { Channel } from '../sim/channel.js';
 import type { Clock } from '../sim/clock.js';
 import type { Timing } from './timing.js';
@@ -51,6 +52,16 @@ export class InterruptController implements InterruptSink {
     this.clock = clock;
     this.timing = timing;
     this.messages = messages;
+  }
+
+  /** Messages as they arrive, before their handlers run. */
+  get messages$(): Observable<InterruptMessage> {
+    return this.messages.values$;
+  }
+
+  /** Ends every subscription: for teardown. */
+  close(): void {
+    this.messages.close();
   }
 
   message(address: number, data: number, sourceId: number): void {

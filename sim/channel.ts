@@ -9,6 +9,8 @@ import { Observable, type Observer, type Operator, type Subscriber, type Subscri
 export class Mailbox {
   private readonly queue: (() => void)[] = [];
   private draining = false;
+  /** Every channel that delivers through this mailbox. */
+  readonly channels: { readonly name: string; readonly observed: boolean }[] = [];
   readonly onError: (error: unknown) => void;
 
   constructor(onError: (error: unknown) => void) {
@@ -141,6 +143,7 @@ export class Channel<T> {
     this.mailbox = mailbox;
     this.name = name;
     this.values$ = new WireObservable<T>(mailbox, this.wire);
+    mailbox.channels.push(this);
   }
 
   /** True when somebody listens; lets a producer skip building records that nobody sees. */

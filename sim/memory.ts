@@ -83,6 +83,11 @@ export class Ram implements PhysicalMemory {
     return this.ranges.reduce((sum, range) => sum + range.end - range.start, 0);
   }
 
+  /** Memory that was ever touched, in large pieces by address; everything else is zero. The bytes are the memory itself. */
+  *touched(): Generator<{ readonly start: number; readonly bytes: Uint8Array }> {
+    for (const [index, arena] of this.arenas.entries()) if (arena !== undefined) yield { start: index * ARENA_SIZE, bytes: arena.bytes };
+  }
+
   has(address: number, length: number): boolean {
     if (address + length <= this.plainEnd) return address >= 0;
     for (const { start, end } of this.ranges) if (address >= start && address + length <= end) return true;

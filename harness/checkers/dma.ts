@@ -1,203 +1,149 @@
 /**
- * Where device accesses land, judged by what software decided and not by what the IOMMU's model thinks: a shadow of
- * every address space and kernel domain is kept from the records of their changes. An old entry stays allowed until
- * the invalidation that follows its removal has completed.
+ * Where device accesses land, judged by what software decided and not by what the IOMMU's model thinks.
  */
 import { hex, hexPage } from '../../sim/address.js';
-import { Checker } from './invariant.js';
+import { NO_PASID } from '../../host/pci/dma-port.js';
+import { bondKey, Checker, type SourceOf } from './invariant.js';
+import { DomainSpace, IDENTITY, ProcessSpace, type Lingering, type Space } from './spaces.js';
+import type { TranslationsForgotten } from './translations.js';
 
-interface Entry {
-  readonly frame: number;
-  readonly pages: number;
-  writable: boolean;
-  /** Was writable until a moment ago, and the invalidation that says so is still under way. */
-  lateWrite: boolean;
+/** Writes here without PASID are interrupts and are not translated. */
+const INTERRUPT_PAGES = { first: 0xfee00, end: 0xfef00 };
+
+export interface DmaCheckerParts {
+  readonly sourceOf: SourceOf;
+  /** False for the names of domain types without tables (identity). */
+  readonly translates: (typeName: number) => boolean;
+  /** An IOMMU stands before the devices: what is bound to nothing reaches nothing. */
+  readonly guarded: boolean;
+  /** Which translations devices hold; stands before this checker in the set. */
+  readonly translations: TranslationsForgotten;
 }
 
-const LEAVES = [1, 512, 0x4_0000];
-
-/** Leaf entries of one page table by first page; old ones linger until invalidated. */
-class Shadow {
-  private readonly live = new Map<number, Entry>();
-  /** Live entries by first frame; of several the last one set. */
-  private readonly byFrame = new Map<number, Entry>();
-  private retired: { page: number; entry: Entry }[] = [];
-
-  set(page: number, frame: number, pages: number, writable: boolean): void {
-    const old = this.live.get(page);
-    if (old !== undefined && old.frame === frame && old.pages === pages) {
-      if (old.writable && !writable) old.lateWrite = true;
-      old.writable = writable;
-      return;
-    }
-    if (old !== undefined) this.clear(page, false);
-    const entry = { frame, pages, writable, lateWrite: false };
-    this.live.set(page, entry);
-    this.byFrame.set(frame, entry);
-  }
-
-  /** @param final nobody may use the entry from now on */
-  clear(page: number, final: boolean): void {
-    const entry = this.live.get(page);
-    if (entry === undefined) return;
-    this.live.delete(page);
-    if (this.byFrame.get(entry.frame) === entry) this.byFrame.delete(entry.frame);
-    if (!final) this.retired.push({ page, entry });
-  }
-
-  invalidated(start: number, end: number): void {
-    this.retired = this.retired.filter(({ page, entry }) => page + entry.pages <= start || page >= end);
-    for (const entry of this.lateWriters(start, end)) entry.lateWrite = false;
-  }
-
-  allows(page: number, frame: number, write: boolean): boolean {
-    for (const pages of LEAVES) {
-      const base = page - (page % pages);
-      const entry = this.live.get(base);
-      if (entry !== undefined && entry.pages === pages && entry.frame + (page - base) === frame && (!write || entry.writable || entry.lateWrite)) return true;
-    }
-    return this.retired.some(({ page: base, entry }) => page >= base && page < base + entry.pages && entry.frame + (page - base) === frame);
-  }
-
-  /** True when some page maps the frame, or maps it no more but has not been invalidated. */
-  reaches(frame: number, write: boolean): boolean {
-    const base = this.byFrame.get(frame) ?? this.byFrame.get(frame - (frame % 512)) ?? this.byFrame.get(frame - (frame % 0x4_0000));
-    if (base !== undefined && base.frame + base.pages > frame && (!write || base.writable || base.lateWrite)) return true;
-    return this.retired.some(({ entry }) => frame >= entry.frame && frame < entry.frame + entry.pages);
-  }
-
-  private *lateWriters(start: number, end: number): Generator<Entry> {
-    for (const [page, entry] of this.live) if (entry.lateWrite && page + entry.pages > start && page < end) yield entry;
-  }
+interface Binding {
+  readonly space: Space;
+  /** `mm 3`, `domain 1` */
+  readonly owner: string;
 }
 
-/** No DMA lands outside a live mapping; after an invalidation completed nobody uses the old translation. */
+/**
+ * No DMA lands outside a live mapping (section 5 rule 4). An untranslated request is judged by its device, PASID and
+ * address; a translated one by the translations of its device that lead to the frame: one of them must still be true.
+ */
 export class DmaInsideMappings extends Checker {
   readonly name = 'no DMA lands outside a live mapping';
   readonly kinds = [
     'pci:dma', 'mm:set_pte', 'mm:clear_pte', 'mm:invalidated', 'mm:exit_mmap', 'mm:free', 'iommu:sva_bind', 'iommu:sva_unbind',
+    'iommu:map', 'iommu:unmap', 'iommu:flush', 'iommu:attach_device_to_domain', 'iommu:detach_device_from_domain',
   ];
-  private readonly spaces = new Map<number, Shadow>();
-  private readonly exiting = new Set<number>();
-  private readonly owners = new Map<number, number>();
-  /** source id → mms bound to the device */
-  private readonly bound = new Map<number, Set<number>>();
-  private readonly sourceOf: (deviceName: number) => number | undefined;
+  /** Frames that no table maps any more, but some device may reach. */
+  readonly lingering: Lingering = new Map<number, number>();
+  private readonly parts: DmaCheckerParts;
+  private readonly processes = new Map<number, ProcessSpace>();
+  private readonly domains = new Map<number, DomainSpace>();
+  /** What stands under a PASID (or none) of a device. */
+  private readonly bindings = new Map<number, Binding>();
 
-  /** @param sourceOf source id of a device by the number of its name in the trace */
-  constructor(sourceOf: (deviceName: number) => number | undefined) {
+  constructor(parts: DmaCheckerParts) {
     super();
-    this.sourceOf = sourceOf;
+    this.parts = parts;
   }
 
   observe(kind: string, value: (argument: string) => number): void {
     switch (kind) {
-      case 'pci:dma': return this.dma(value);
-      case 'iommu:sva_bind': return this.bind(value('device'), value('pasid'), value('mm'));
-      case 'iommu:sva_unbind': return this.unbind(value('device'), value('mm'), value('refs'));
-      case 'mm:exit_mmap': return void this.exiting.add(value('mm'));
-      case 'mm:free': return void this.spaces.delete(value('mm'));
-      case 'mm:invalidated': return this.space(value('mm')).invalidated(value('start'), value('end'));
-      case 'mm:set_pte': return this.space(value('mm')).set(value('address'), value('frame'), value('pages'), value('writable') === 1);
-      case 'mm:clear_pte': return this.space(value('mm')).clear(value('address'), this.exiting.has(value('mm')));
+      case 'pci:dma': return value('translated') === 1 ? this.translated(value) : this.untranslated(value);
+      case 'mm:set_pte': return this.process(value('mm')).set(value('address'), value('frame'), value('pages'), value('writable') === 1);
+      case 'mm:clear_pte': return this.process(value('mm')).clear(value('address'));
+      case 'mm:invalidated': return this.process(value('mm')).invalidated(value('start'), value('end'));
+      case 'mm:exit_mmap': return void (this.process(value('mm')).exiting = true);
+      case 'mm:free': return void this.processes.delete(value('mm'));
+      case 'iommu:sva_bind': {
+        const space = this.process(value('mm'));
+        if (value('refs') === 1) space.bound();
+        return this.bind(value('device'), value('pasid'), { space, owner: `mm ${value('mm')}` });
+      }
+      case 'iommu:sva_unbind': {
+        if (value('refs') > 0) return;
+        this.process(value('mm')).unbound();
+        return this.unbind(value('device'), value('pasid'));
+      }
+      case 'iommu:map': return this.domain(value('domain')).map(value('iova'), value('paddr') / 4096, value('size') / 4096);
+      case 'iommu:unmap': return this.domain(value('domain')).unmap(value('iova'), Math.max(value('size'), value('unmapped_size')) / 4096);
+      case 'iommu:flush': return this.domain(value('domain')).flushed(value('iova'), value('pages'));
+      case 'iommu:attach_device_to_domain': {
+        const space = this.parts.translates(value('type')) ? this.domain(value('domain')) : IDENTITY;
+        return this.bind(value('device'), value('pasid'), { space, owner: `domain ${value('domain')}` });
+      }
+      case 'iommu:detach_device_from_domain': return this.unbind(value('device'), value('pasid'));
     }
   }
 
-  private bind(device: number, pasid: number, mm: number): void {
-    this.owners.set(pasid, mm);
-    const source = this.sourceOf(device);
-    if (source === undefined) return;
-    const mms = this.bound.get(source);
-    if (mms === undefined) this.bound.set(source, new Set([mm]));
-    else mms.add(mm);
-  }
-
-  private unbind(device: number, mm: number, refs: number): void {
-    const source = this.sourceOf(device);
-    if (refs === 0 && source !== undefined) this.bound.get(source)?.delete(mm);
-  }
-
-  private dma(value: (argument: string) => number): void {
-    const pasid = value('pasid'), source = value('source');
+  private untranslated(value: (argument: string) => number): void {
+    const source = value('source'), pasid = value('pasid'), page = value('iova'), frame = value('physical');
     const write = value('write') === 1;
-    const page = value('iova'), frame = value('physical');
-    // a translated request carries no PASID: the frame must be reachable in some mm bound to the device
-    if (value('translated') === 1) {
-      const mms = this.bound.get(source);
-      if (mms === undefined) return;
-      this.checked++;
-      for (const mm of mms) if (this.space(mm).reaches(frame, write)) return;
-      this.violate(`device ${hex(source)} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)}, which no mm bound to it maps`);
-      return;
-    }
-    const mm = this.owners.get(pasid);
-    if (mm === undefined) return;
+    if (pasid === NO_PASID && page === frame && page >= INTERRUPT_PAGES.first && page < INTERRUPT_PAGES.end) return;
+    const binding = this.bindings.get(bondKey(source, pasid));
+    if (binding === undefined && !this.parts.guarded) return;
     this.checked++;
-    if (this.space(mm).allows(page, frame, write)) return;
-    this.violate(`device ${hex(source)} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)} for address ${hexPage(page)} of PASID ${pasid} (mm ${mm}), which does not map it`);
+    if (binding?.space.allows(page, frame, write) === true) return;
+    const why = binding === undefined ? 'is bound to nothing' : `is ${binding.owner}, which does not map it`;
+    this.violate(`${access(source, write, frame)} for address ${hexPage(page)}; ${pasid === NO_PASID ? 'no PASID' : `PASID ${pasid}`} ${why}`);
   }
 
-  private space(mm: number): Shadow {
-    let space = this.spaces.get(mm);
-    if (space === undefined) this.spaces.set(mm, (space = new Shadow()));
+  private translated(value: (argument: string) => number): void {
+    const source = value('source'), frame = value('physical'), write = value('write') === 1;
+    this.checked++;
+    let why = 'no translation led there';
+    for (const given of this.parts.translations.given(source, frame)) {
+      const page = given.page + (frame - given.frame);
+      const binding = this.bindings.get(bondKey(source, given.pasid));
+      if (binding?.space.allows(page, frame, write) === true) return;
+      why = `the translation of ${hexPage(page)} of PASID ${given.pasid} (${binding?.owner ?? 'bound to nothing'}) is no longer true`;
+    }
+    this.violate(`${access(source, write, frame)} with a translated request; ${why}`);
+  }
+
+  private bind(device: number, pasid: number, binding: Binding): void {
+    const source = this.parts.sourceOf(device);
+    if (source !== undefined) this.bindings.set(bondKey(source, pasid), binding);
+  }
+
+  private unbind(device: number, pasid: number): void {
+    const source = this.parts.sourceOf(device);
+    if (source !== undefined) this.bindings.delete(bondKey(source, pasid));
+  }
+
+  private process(id: number): ProcessSpace {
+    let space = this.processes.get(id);
+    if (space === undefined) this.processes.set(id, (space = new ProcessSpace(this.lingering)));
     return space;
+  }
+
+  private domain(id: number): DomainSpace {
+    let domain = this.domains.get(id);
+    if (domain === undefined) this.domains.set(id, (domain = new DomainSpace()));
+    return domain;
   }
 }
 
-/** Requests without PASID land where the domain of their device maps them (kernel buffers through the DMA API). */
-export class KernelDmaInsideDomains extends Checker {
-  readonly name = 'no kernel DMA lands outside its domain';
-  readonly kinds = ['pci:dma', 'iommu:map', 'iommu:unmap', 'iommu:flush', 'iommu:attach_device_to_domain'];
-  private readonly domains = new Map<number, Shadow>();
-  /** source id and PASID → domain, undefined where requests pass untranslated */
-  private readonly attached = new Map<string, number | undefined>();
-  private readonly sourceOf: (deviceName: number) => number | undefined;
-  private readonly translates: (typeName: number) => boolean;
+function access(source: number, write: boolean, frame: number): string {
+  return `device ${hex(source)} ${write ? 'wrote' : 'read'} frame ${hexPage(frame)}`;
+}
 
-  /**
-   * @param sourceOf source id of a device by the number of its name in the trace
-   * @param translates false for the names of domain types without tables (identity)
-   */
-  constructor(sourceOf: (deviceName: number) => number | undefined, translates: (typeName: number) => boolean) {
+/** No frame is freed while a device may still reach it through an entry that is gone from the table but not invalidated. */
+export class FramesFreedUnreachable extends Checker {
+  readonly name = 'no frame is freed while a device may reach it';
+  readonly kinds = ['mm:free_frames'];
+  private readonly lingering: Lingering;
+
+  constructor(dma: DmaInsideMappings) {
     super();
-    this.sourceOf = sourceOf;
-    this.translates = translates;
+    this.lingering = dma.lingering;
   }
 
-  observe(kind: string, value: (argument: string) => number): void {
-    switch (kind) {
-      case 'pci:dma': return this.dma(value);
-      case 'iommu:map': {
-        const pages = value('size') / 4096;
-        for (let i = 0; i < pages; i++) this.domain(value('domain')).set(value('iova') + i, value('paddr') / 4096 + i, 1, true);
-        return;
-      }
-      case 'iommu:unmap': {
-        for (let i = 0; i < value('size') / 4096; i++) this.domain(value('domain')).clear(value('iova') + i, false);
-        return;
-      }
-      case 'iommu:flush': return this.domain(value('domain')).invalidated(value('iova'), value('iova') + value('pages'));
-      case 'iommu:attach_device_to_domain': {
-        const source = this.sourceOf(value('device'));
-        if (source !== undefined) this.attached.set(`${source}/${value('pasid')}`, this.translates(value('type')) ? value('domain') : undefined);
-      }
-    }
-  }
-
-  private dma(value: (argument: string) => number): void {
-    const domain = this.attached.get(`${value('source')}/${value('pasid')}`);
-    // translated requests carry no PASID and a physical address: DmaInsideMappings judges them
-    if (domain === undefined || value('translated') === 1) return;
+  observe(_kind: string, value: (argument: string) => number): void {
     this.checked++;
-    const page = value('iova'), frame = value('physical');
-    if (page >= 0xfee00 && page < 0xfef00 && page === frame) return;
-    if (this.domain(domain).allows(page, frame, value('write') === 1)) return;
-    this.violate(`device ${hex(value('source'))} reached frame ${hexPage(frame)} for address ${hexPage(page)}, which domain ${domain} does not map`);
-  }
-
-  private domain(id: number): Shadow {
-    let domain = this.domains.get(id);
-    if (domain === undefined) this.domains.set(id, (domain = new Shadow()));
-    return domain;
+    const page = this.lingering.get(value('frame'));
+    if (page !== undefined) this.violate(`frame ${hexPage(value('frame'))} was freed before the invalidation of ${hexPage(page)} had completed`);
   }
 }

@@ -1,11 +1,14 @@
 /** The checkers that watch every run. */
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import type { Host } from '../compose/host.js';
-import { DmaInsideMappings, KernelDmaInsideDomains } from './dma.js';
-import { FaultsStayWithTheirMm, SilentAfterUnbind } from './faults.js';
+import { LocksInOrder } from './books.js';
+import { DmaInsideMappings, FramesFreedUnreachable } from './dma.js';
+import { FaultsStayWithTheirMm, FlushedWithoutLocks, GroupsHandledWhole, SilentAfterUnbind } from './faults.js';
 import type { Checker } from './invariant.js';
-import { GroupsAnsweredOnce, RequestsWithinAllocation } from './page-groups.js';
+import { QuietAfterMmExit, SilentAfterMmExit } from './mm-exit.js';
+import { AnswersAsGiven, GroupIndexUsedOnce, GroupsAnsweredOnce, RequestsWithinAllocation } from './page-groups.js';
 import { PasidSingleOwner } from './pasids.js';
+import { TranslationsForgotten } from './translations.js';
 
 /** The function with that requester id, whether the topology names it or somebody plugged it in. */
 function functionOf({ devices, tree }: Host, source: number): PciFunction | undefined {
@@ -22,16 +25,24 @@ export function standardCheckers(host: Host): Checker[] {
     if (source !== undefined) sources.set(deviceName, source);
     return source;
   };
+  const text = (id: number): string => trace.strings[id] ?? '?';
+  const translations = new TranslationsForgotten();
+  const dma = new DmaInsideMappings({ sourceOf, translates: (typeName) => text(typeName) !== 'identity', guarded: host.unit !== undefined, translations });
   return [
-    new DmaInsideMappings(sourceOf),
-    new KernelDmaInsideDomains(
-      sourceOf,
-      (typeName) => trace.strings[typeName] !== 'identity',
-    ),
+    translations,
+    dma,
+    new FramesFreedUnreachable(dma),
     new GroupsAnsweredOnce(),
+    new GroupIndexUsedOnce(),
     new RequestsWithinAllocation((source) => functionOf(host, source)?.priAllocation ?? 0),
+    new AnswersAsGiven(sourceOf),
+    new GroupsHandledWhole(sourceOf),
     new FaultsStayWithTheirMm(),
-    new SilentAfterUnbind(),
+    new SilentAfterUnbind(sourceOf),
+    new FlushedWithoutLocks(text),
+    new SilentAfterMmExit(sourceOf),
+    new QuietAfterMmExit(sourceOf),
     new PasidSingleOwner(),
+    new LocksInOrder(host.scheduler),
   ];
 }

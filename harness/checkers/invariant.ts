@@ -4,6 +4,14 @@ import type { InvariantSummary } from '../summary.js';
 
 const KEPT = 10;
 
+/** Source id of a device by the number of its name in the trace; undefined for a device of another kernel. */
+export type SourceOf = (deviceName: number) => number | undefined;
+
+/** One number for a PASID (20 bits, or NO_PASID, -1) of a device. */
+export function bondKey(source: number, pasid: number): number {
+  return source * 0x20_0000 + pasid + 1;
+}
+
 export abstract class Checker {
   abstract readonly name: string;
   checked = 0;
@@ -33,6 +41,10 @@ export class CheckerSet {
   private readonly byKind = new Map<string, Checker[]>();
   private readonly positions = new Map<string, ReadonlyMap<string, number>>();
   private readonly detach: () => void;
+  /** Of the record that is being looked at. */
+  private at: ReadonlyMap<string, number> = new Map<string, number>();
+  private args: readonly number[] = [];
+  private readonly value = (argument: string): number => this.args[this.at.get(argument) ?? -1] ?? NaN;
 
   constructor(trace: Trace, checkers: readonly Checker[]) {
     this.checkers = checkers;
@@ -62,8 +74,8 @@ export class CheckerSet {
       positions = new Map(record.kind.args.map((argument, i) => [argument, i]));
       this.positions.set(name, positions);
     }
-    const at = positions;
-    const value = (argument: string): number => record.args[at.get(argument) ?? -1] ?? NaN;
-    for (const checker of listening) checker.observe(name, value, record);
+    this.at = positions;
+    this.args = record.args;
+    for (const checker of listening) checker.observe(name, this.value, record);
   }
 }

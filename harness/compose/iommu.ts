@@ -8,7 +8,7 @@ import type { SystemBus } from '../../host/system-bus.js';
 import type { Timing } from '../../host/timing.js';
 import { IommuCore } from '../../iommu/core/core.js';
 import { IntelIommu } from '../../iommu/intel-vtd/driver/intel-iommu.js';
-import { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
+import { VtdUnit, type VtdUnitOptions } from '../../iommu/intel-vtd/hardware/unit.js';
 import { buildCapabilities, decodeCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { encodeDmar } from '../../iommu/intel-vtd/spec/dmar.js';
 import type { IommuOps } from '../../iommu/core/ops.js';
@@ -53,15 +53,17 @@ export const iommuModule = new ContainerModule(({ bind }) => {
     [CLOCK, SCHEDULER, MAILBOX, TRACE, TIMING, LOG, RANDOM, FRAMES, SETTINGS],
   ).inSingletonScope();
   bind(IOMMU_HARDWARE).toResolvedValue(
-    ({ topology, defects, unitRegisters }: Settings, memory: PhysicalMemory, clock: VirtualClock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
+    ({ topology, defects, unitRegisters, recorder }: Settings, memory: PhysicalMemory, clock: VirtualClock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
       const { iommu } = topology.host;
       if (iommu === undefined) return undefined;
       const capabilities = unitRegisters === undefined
         ? buildCapabilities(capabilityOptions(iommu)).capabilities
         : decodeCapabilities(unitRegisters.cap, unitRegisters.ecap, { version: unitRegisters.version, hostAddressWidth: iommu.haw });
-      const unit = new VtdUnit({ name: 'dmar0', capabilities, memory, clock, timing, trace, interrupts, router: fabric, iotlbEntries: iommu['iotlb-entries'], defects });
-      bus.claim(layout.iommuRegisters, unit.sizeBytes, 'dmar0', unit);
-      fabric.setAgent(() => true, unit);
+      const options: VtdUnitOptions = { name: 'dmar0', capabilities, memory, clock, timing, trace, interrupts, router: fabric, iotlbEntries: iommu['iotlb-entries'], defects };
+      const unit = new VtdUnit(recorder === undefined ? options : recorder.observe(options, layout.ram));
+      const { window, agent } = recorder === undefined ? { window: unit, agent: unit } : recorder.attach(unit);
+      bus.claim(layout.iommuRegisters, unit.sizeBytes, 'dmar0', window);
+      fabric.setAgent(() => true, agent);
       const sizeOrder = Math.ceil(Math.log2(unit.sizeBytes / 4096));
       const table = encodeDmar({
         hostAddressWidth: iommu.haw, flags: 0,

@@ -1,3 +1,4 @@
+import type { VectorRecorder } from '../replay/record.js';
 import type { Topology } from '../topology/schema.js';
 
 /** Values of a unit's read-only registers. */
@@ -15,6 +16,8 @@ export interface Settings {
   readonly defects: ReadonlySet<string>;
   /** What the IOMMU's registers say, instead of what the topology's words make of them: those of a recorded unit. */
   readonly unitRegisters?: UnitRegisters;
+  /** Records what happens at the IOMMU. */
+  readonly recorder?: VectorRecorder;
   /** Trace records kept; older ones are dropped from the ring, never from the hash. */
   readonly traceRecords: number;
   /** Records every page that DMA moves and every page-table change, for checkers. */

@@ -42,7 +42,7 @@ const CAUSES: Readonly<Record<number, FaultCause>> = {
   0x02: at('context entry', NO_ATTACH, ALIAS, KEXEC),
   0x03: at('context entry', OTHER_REVISION, 'tables of a width that SAGAW does not report', OVERWRITTEN),
   0x04: at('the request itself', WIDTH, NEVER_MAPPED, 'the device cut or extended the address (a 32-bit or 39-bit DMA engine)'),
-  0x05: at('second-level entry', UNMAPPED_EARLY, NEVER_MAPPED, `${WRONG_DIRECTION}; with address 0, an interrupt message that was never programmed`),
+  0x05: at('second-level entry', UNMAPPED_EARLY, NEVER_MAPPED, WRONG_DIRECTION),
   0x06: at('second-level entry', UNMAPPED_EARLY, `${NEVER_MAPPED} (also prefetch beyond its end)`, FIRMWARE),
   0x07: at('second-level entry', NOT_RAM, OVERWRITTEN, NOT_COHERENT),
   0x08: at('root entry', 'RTADDR points to memory that is not RAM', NOT_RAM),
@@ -59,7 +59,7 @@ const CAUSES: Readonly<Record<number, FaultCause>> = {
   0x23: at('interrupt remapping entry', 'IRTA points to memory that is not RAM', NOT_RAM),
   0x24: at('interrupt remapping entry', OTHER_REVISION, OVERWRITTEN),
   0x25: at('the request itself', 'the device was given a plain MSI address although interrupts are remapped: its driver bypasses the kernel\'s interrupt domain', 'a device behind a port with an interrupt domain of its own (VMD)', 'firmware programmed the interrupt'),
-  0x26: at('interrupt remapping entry', `${ALIAS} for its interrupts`, 'an interrupt index of another device is programmed into this one'),
+  0x26: at('interrupt remapping entry', 'the interrupt carries another requester id than the device\'s own: a bridge or a phantom function issued it', 'an interrupt index of another device is programmed into this one'),
   0x27: at('interrupt remapping entry', 'the posted-interrupt descriptor could not be read: corrupt entry', NOT_RAM),
   0x28: at('interrupt remapping entry', 'reserved bits in the posted-interrupt descriptor', OVERWRITTEN),
   0x29: at('the request itself', 'the device reads from 0xFEExxxxx, or writes there what is no interrupt: a wild DMA address', NEVER_MAPPED),
@@ -144,8 +144,15 @@ export function faultCause(code: number): FaultCause | undefined {
   return CAUSES[code];
 }
 
+/** Nothing mapped is no reason of its own in second-level tables: an entry without R and W is absent. */
+const ABSENT_LOOKS_SO = new Set([0x05, 0x06, 0x79, 0x85, 0x86]);
+
 /** The sentence for a code; for unknown ones it says so. */
 export function reasonText(code: number): string {
+  return ABSENT_LOOKS_SO.has(code) ? `${plainText(code)}; an address where nothing is mapped ends so too${code >= 0x85 ? ' in second-level tables' : ''}` : plainText(code);
+}
+
+function plainText(code: number): string {
   return faultReason(code)?.text ?? EXTRA_TEXTS[code] ?? (code === 0 ? 'No reason: reported by software' : 'A reason that no revision up to 4.1 names');
 }
 

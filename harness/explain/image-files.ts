@@ -10,7 +10,7 @@ import { clip, InvalidInput, type Problem } from '../topology/problems.js';
 import { bytesOf, ImageMemory, type ImageBytes, type ImagePiece } from './image-memory.js';
 
 /** Largest list of text lines; raw files and core files have no limit. */
-export const MAX_TEXT_BYTES = 64 * 2 ** 20;
+export const MAX_TEXT_BYTES = 2 ** 22;
 /** Physical addresses have at most 52 bits. */
 const ADDRESS_END = 2 ** 52;
 const MAX_SEGMENTS = 65_535;
@@ -60,18 +60,17 @@ export function fileProblem(error: unknown): string {
   return code === 'ENOENT' ? 'no such file' : code === 'EISDIR' ? 'is a directory, not a file' : `cannot be read (${code ?? String(error)})`;
 }
 
-/** Reads a whole file of at most `maxBytes`. Throws InvalidInput. */
+/** Reads a whole file of at most `maxBytes`; `-` is standard input. Throws InvalidInput. */
 export function readSmallFile(file: string, maxBytes: number, what: string): Uint8Array {
   let descriptor: number | undefined;
   try {
-    descriptor = openSync(file, 'r');
-    const stat = fstatSync(descriptor);
-    if (stat.isDirectory()) throw new InvalidInput([{ file, message: 'is a directory, not a file' }]);
+    descriptor = file === '-' ? 0 : openSync(file, 'r');
+    if (fstatSync(descriptor).isDirectory()) throw new InvalidInput([{ file, message: 'is a directory, not a file' }]);
     const chunks: Uint8Array[] = [];
     let total = 0;
     for (;;) {
       const chunk = new Uint8Array(1 << 16);
-      const count = readSync(descriptor, chunk, 0, chunk.length, null);
+      const count = readChunk(descriptor, chunk);
       if (count === 0) break;
       total += count;
       if (total > maxBytes) throw new InvalidInput([{ file, message: `has more than ${maxBytes} bytes, which is the most for ${what}` }]);
@@ -82,7 +81,21 @@ export function readSmallFile(file: string, maxBytes: number, what: string): Uin
     if (error instanceof InvalidInput) throw error;
     throw new InvalidInput([{ file, message: fileProblem(error) }]);
   } finally {
-    if (descriptor !== undefined) closeSync(descriptor);
+    if (descriptor !== undefined && descriptor !== 0) closeSync(descriptor);
+  }
+}
+
+/** A read that also waits for a pipe or terminal that does not block. */
+function readChunk(descriptor: number, chunk: Uint8Array): number {
+  for (;;) {
+    try {
+      return readSync(descriptor, chunk, 0, chunk.length, null);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === 'EOF') return 0;
+      if (code !== 'EAGAIN') throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+    }
   }
 }
 
@@ -140,10 +153,13 @@ function looksLikeList(head: Uint8Array): boolean {
 const LIST_LINE = /^["']?(?:0x)?([0-9a-fA-F]{1,13})["']?\s*:\s*["']?([^"'#]*)["']?\s*(?:#.*)?$/;
 const LIST_PROBLEMS = 50;
 
-/** Lines `0xADDRESS: hex bytes`, which are a YAML map as well; bytes may be separated by spaces. */
+/**
+ * Lines `0xADDRESS: hex bytes`, which are a YAML map as well; bytes may be separated by spaces. A page of which any
+ * byte is given is memory, its other bytes are zero. Throws InvalidInput with every problem.
+ */
 export function parseByteList(text: string, file: string): NamedPiece[] {
   const problems: Problem[] = [];
-  const pieces: { file: string; start: number; data: Uint8Array; line: number }[] = [];
+  const pages = new Map<number, { readonly bytes: Uint8Array; readonly line: Int32Array }>();
   const report = (line: number, message: string): void => {
     if (problems.length < LIST_PROBLEMS) problems.push({ file, line, column: 1, message });
   };
@@ -154,15 +170,19 @@ export function parseByteList(text: string, file: string): NamedPiece[] {
     if (match === null) return report(index + 1, `"${clip(line, 40)}" is not 0xADDRESS: hex bytes`);
     const digits = match[2]!.replaceAll(/0x/gi, '').replaceAll(/[\s,]/g, '');
     if (digits === '' || digits.length % 2 !== 0 || !/^[0-9a-fA-F]+$/.test(digits)) return report(index + 1, `"${clip(match[2]!.trim(), 40)}" is not an even number of hex digits`);
-    pieces.push({ file, start: parseInt(match[1]!, 16), data: Buffer.from(digits, 'hex'), line: index + 1 });
+    const start = parseInt(match[1]!, 16), data = Buffer.from(digits, 'hex');
+    if (start + data.length > ADDRESS_END) return report(index + 1, `${hex(start)} has more than 52 bits`);
+    for (let i = 0; i < data.length; i++) {
+      const number = Math.floor((start + i) / 4096), offset = (start + i) % 4096;
+      let page = pages.get(number);
+      if (page === undefined) pages.set(number, (page = { bytes: new Uint8Array(4096), line: new Int32Array(4096) }));
+      if (page.line[offset] !== 0) return report(index + 1, `${hex(start + i)} is given already, in line ${page.line[offset]}`);
+      page.line[offset] = index + 1;
+      page.bytes[offset] = data[i]!;
+    }
   });
-  pieces.sort((a, b) => a.start - b.start || a.line - b.line);
-  for (let i = 1; i < pieces.length; i++) {
-    const before = pieces[i - 1]!, piece = pieces[i]!;
-    if (before.start + before.data.length > piece.start) report(piece.line, `${hex(piece.start)} is given already, in line ${before.line}`);
-  }
   if (problems.length > 0) throw new InvalidInput(problems);
-  return pieces.map(({ start, data }) => ({ file, start, bytes: bytesOf(data) }));
+  return [...pages].map(([number, { bytes }]) => ({ file, start: number * 4096, bytes: bytesOf(bytes) }));
 }
 
 /** PT_LOAD segments of an ELF64 little-endian core file (System V ABI, chapters 4 and 5). */

@@ -1,10 +1,11 @@
 /**
  * Fault lines of the kernel's log (drivers/iommu/intel/dmar.c, dmar_fault_do_one, and drivers/iommu/dmar.c before 5.7). Their form
  * changed over the years:
- *   3.x   `DMAR:[DMA Read] Request device [00:02.0] fault addr ff000` and, on the next line, `DMAR:[fault reason 06] …`
- *   4.x   both in one line; 5.1 adds `PASID ffffffff` (all ones: none); reasons are decimal
- *   5.13  `[DMA Read NO_PASID]`, `[DMA Write PASID 0x2]`, addresses and reasons in hex with 0x
- *   7.x   the device with its segment
+ *   3.x    `DMAR:[DMA Read] Request device [00:02.0] fault addr ff000` and, on the next line, `DMAR:[fault reason 06] …`
+ *   4.x    both in one line
+ *   5.x    `PASID ffffffff` between device and address (all ones: none); reasons are decimal up to here
+ *   later  `[DMA Read NO_PASID]`, `[DMA Write PASID 0x2]`, addresses and reasons in hex with 0x
+ *   latest the device with its segment
  */
 import { FSTS_PPF } from '../../iommu/intel-vtd/spec/registers.js';
 import { faultCause, reasonText } from './fault-causes.js';
@@ -15,7 +16,9 @@ const DEVICE = String.raw`\[{1,2}((?:[0-9a-f]{4}:)?(?:0x)?[0-9a-f]{2}:(?:0x)?[0-
 const REASON = String.raw`\[fault reason (0x[0-9a-f]{1,2}|\d{1,3})\]`;
 const DMA = new RegExp(String.raw`\[DMA (Read|Write)(?: (NO_PASID|PASID 0x[0-9a-f]{1,8}))?\] Request device ${DEVICE}(?: PASID ([0-9a-f]{1,8}))?\s{1,8}fault addr (?:0x)?([0-9a-f]{1,16})(?:[^[]{0,16}${REASON})?`, 'i');
 const INTERRUPT = new RegExp(String.raw`INTR-REMAP[\]:]{1,2}\s{0,2}Request device ${DEVICE} fault index (?:0x)?([0-9a-f]{1,16})(?:[^[]{0,16}${REASON})?`, 'i');
-const BARE_REASON = new RegExp(REASON, 'i');
+const BEGINNING = new RegExp(String.raw`(?:\[DMA (?:Read|Write)[^\]]{0,24}\]|INTR-REMAP[\]:]{1,2})\s{0,2}Request device ${DEVICE}`, 'i');
+/** What a second line of a fault holds: the address, or the reason. */
+const CONTINUATION = /fault addr|\[fault reason|^(?:0x)?[0-9a-f]{1,16}\s{0,4}(?:\[|$)/i;
 const STATUS = /DRHD: handling fault status reg ([0-9a-f]{1,8})\b/i;
 
 /** A fault whose reason is expected on the next line. */
@@ -29,19 +32,19 @@ export function faultLine(line: string): Finding | OpenFault | undefined {
   if (dma !== null) return dma[6] === undefined ? { text: line } : dmaFault(dma);
   const interrupt = INTERRUPT.exec(line);
   if (interrupt !== null) return interrupt[3] === undefined ? { text: line } : interruptFault(interrupt);
+  if (BEGINNING.test(line)) return { text: line };
   const status = STATUS.exec(line);
   return status === null ? undefined : statusLine(BigInt(`0x${status[1]!}`));
 }
 
-/** True for a line that holds a reason only, the second half of an open fault. */
-export function isReasonLine(line: string): boolean {
-  return BARE_REASON.test(line);
+/** True for a line that can be the second part of an open fault. */
+export function continuesFault(line: string): boolean {
+  return !BEGINNING.test(line) && CONTINUATION.test(line);
 }
 
 /** The open fault without its reason: cut off, or the next line is missing. */
 export function withoutReason({ text }: OpenFault): Finding {
-  const dma = DMA.exec(text);
-  const device = plainDevice((dma?.[3] ?? INTERRUPT.exec(text)?.[1])!);
+  const device = plainDevice(BEGINNING.exec(text)![1]!);
   return { kind: 'cut-fault', identity: device, device, title: `fault of ${device}, without its reason`, what: 'The line is cut off: the part with [fault reason …] is missing, and nothing can be said about why.' };
 }
 

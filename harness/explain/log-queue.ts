@@ -1,6 +1,6 @@
 /**
  * Lines about the two queues: errors of queued invalidation (drivers/iommu/intel/dmar.c, qi_dump_fault and qi_check_fault) and page
- * requests (drivers/iommu/intel/prq.c, svm.c before 6.13; drivers/iommu/io-pgfault.c).
+ * requests (drivers/iommu/intel/prq.c, svm.c in older kernels; drivers/iommu/io-pgfault.c).
  */
 import { hexPage } from '../../sim/address.js';
 import { wordsOf } from '../../sim/layout.js';
@@ -22,10 +22,6 @@ function say(kind: string, identity: string, title: string, what: string, causes
   return { kind, identity, title, what, ...(causes.length > 0 ? { causes } : {}), ...more };
 }
 
-function sidText(sid: number): string {
-  return sid === 0xffff ? 'unknown (SID ffff)' : bdfText(sid);
-}
-
 const PATTERNS: readonly QueuePattern[] = [
   {
     pattern: new RegExp(`VT-d detected Invalidation Queue Error: Reason ${HEX}`, 'i'),
@@ -41,20 +37,22 @@ const PATTERNS: readonly QueuePattern[] = [
     pattern: new RegExp(`VT-d detected Invalidation Time-out Error: SID ${HEX}`, 'i'),
     explain(match) {
       const sid = parseInt(match[1]!, 16);
-      const device = sidText(sid);
+      const device = bdfText(sid);
+      if (sid === 0xffff) return say('queue-error', 'ITE ffff', 'the invalidation queue reads as all ones', 'SID ffff is no device: every bit of the register reads as 1.', [ALL_ONES]);
       return say('queue-error', `ITE ${sid}`, `device-TLB invalidation timed out: ${sid === 0 ? 'unnamed device' : device}`,
-        `${sid === 0 ? 'A device (this unit does not say which)' : sid === 0xffff ? 'A device' : `${device}, which caches translations (ATS),`} did not confirm in time that it forgot them. Until it does it may use addresses that are not its own any more.`,
-        sid === 0xffff ? [ALL_ONES] : ['the device hangs, is being reset, or lost its link (hot unplug, D3, AER) while ATS was enabled', 'ATS of the device is faulty: pci=noats, or a quirk, proves it'],
-        sid === 0xffff || sid === 0 ? {} : { device });
+        `${sid === 0 ? 'A device (this unit does not say which)' : `${device}, which caches translations (ATS),`} did not confirm in time that it forgot them. Until it does it may use addresses that are not its own any more.`,
+        ['the device hangs, is being reset, or lost its link (hot unplug, D3, AER) while ATS was enabled', 'ATS of the device is faulty: pci=noats, or a quirk, proves it'],
+        sid === 0 ? {} : { device });
     },
   },
   {
     pattern: new RegExp(`VT-d detected Invalidation Completion Error: SID ${HEX}`, 'i'),
     explain(match) {
       const sid = parseInt(match[1]!, 16);
-      return say('queue-error', `ICE ${sid}`, `unexpected invalidation completion: ${sidText(sid)}`,
-        `${sid === 0xffff ? 'A device' : sidText(sid)} confirmed an invalidation that nobody waited for.`,
-        sid === 0xffff ? [ALL_ONES] : ['the confirmation came after its time-out', 'the device confirms twice, or with a wrong tag'], sid === 0xffff ? {} : { device: sidText(sid) });
+      if (sid === 0xffff) return say('queue-error', 'ITE ffff', 'the invalidation queue reads as all ones', 'SID ffff is no device: every bit of the register reads as 1.', [ALL_ONES]);
+      return say('queue-error', `ICE ${sid}`, `unexpected invalidation completion: ${bdfText(sid)}`,
+        `${bdfText(sid)} confirmed an invalidation that nobody waited for.`,
+        ['the confirmation came after its time-out', 'the device confirms twice, or with a wrong tag'], { device: bdfText(sid) });
     },
   },
   {
@@ -74,7 +72,7 @@ const PATTERNS: readonly QueuePattern[] = [
   },
   {
     pattern: /Invalidation (?:Queue|Time-out|Completion) Error \((IQE|ITE|ICE)\) cleared/i,
-    explain: (match) => say('queue-cleared', match[1]!.toUpperCase(), `${match[1]!.toUpperCase()} cleared`, 'The kernel cleared the error and goes on; waits that were under way are repeated.', [], { routine: true }),
+    explain: (match) => say('queue-cleared', match[1]!.toUpperCase(), `${match[1]!.toUpperCase()} cleared`, 'The kernel cleared the error and goes on.', [], { routine: true }),
   },
   {
     pattern: new RegExp(`Invalid page request: ${HEX} ${HEX}`, 'i'),
@@ -86,7 +84,7 @@ const PATTERNS: readonly QueuePattern[] = [
       const pasid = PP.get(words) === 1 ? PASID.get(words) : undefined;
       const asks = RD.get(words) === 1 || WR.get(words) === 1;
       const canonical = page < 2 ** 35 || page >= 2 ** 52 - 2 ** 35;
-      const why = pasid === undefined ? 'It has no PASID, which kernels before 6.13 refuse.'
+      const why = pasid === undefined ? 'It has no PASID, which older kernels refuse.'
         : !canonical ? `The address ${hexPage(page)} is not canonical.`
           : PM.get(words) === 1 && asks ? 'It asks as supervisor.'
             : EXE.get(words) === 1 && RD.get(words) === 1 ? 'It asks for execute permission.' : 'Nothing is wrong with the words themselves: no device that takes page requests was found, or its PASID is not bound.';
@@ -94,7 +92,7 @@ const PATTERNS: readonly QueuePattern[] = [
         ['the device goes on after its PASID was unbound', 'IOPF is not enabled for the device, or a bridge changed its requester id'], { device, ...(pasid === undefined ? {} : { pasid }), address: BigInt(page) << 12n });
     },
   },
-  simple(/Page request without PASID/i, 'page-request', 'page request without PASID', 'A device asks for a page without naming a PASID. Kernels before 6.13 refuse that; later ones handle it.', ['PRI is enabled in a device that uses no PASIDs', 'PRI was left on by an earlier kernel or guest']),
+  simple(/Page request without PASID/i, 'page-request', 'page request without PASID', 'A device asks for a page without naming a PASID. Older kernels refuse that; later ones (prq.c) handle it.', ['PRI is enabled in a device that uses no PASIDs', 'PRI was left on by an earlier kernel or guest']),
   simple(/Page request in Privilege Mode/i, 'page-request', 'page request as supervisor', 'A device asks for a page as supervisor, which the kernel refuses.', ['a work queue is configured as privileged but used by a process', 'the device sets Privileged Mode Requested by mistake']),
   simple(/Execution request not supported/i, 'page-request', 'page request for execution', 'A device wants to execute from a page, which the kernel does not grant.', ['the device sets Execute Requested by mistake']),
   simple(/Address is not canonical/i, 'page-request', 'page request for an impossible address', 'A device asks for a page whose address has bits that do not extend the sign.', ['a wild or truncated pointer in a descriptor', 'a 57-bit address while the CPU runs with 4 levels']),

@@ -11,9 +11,6 @@ export const MAX_RANGES = 64;
 /** Problems named for one set of tables; the rest is counted. */
 const MAX_PROBLEMS = 8;
 
-/** Bit for the right to execute, kept with RW and US: XD is in the high half. */
-const EXECUTE = 1;
-
 /** Entries that may still be read, for one set of tables and for all of them. */
 export interface ReadBudget {
   entries: number;
@@ -23,7 +20,7 @@ export interface MappedRange {
   /** First input page and number of 4 KiB pages. */
   readonly page: number;
   pages: number;
-  /** `r`, `w` and `x` or `-`; `kernel` when user requests may not use it (U/S is clear). */
+  /** `r` and `w` or `-`; `kernel` when user requests may not use it (U/S is clear). Execute depends on the PASID entry (NXE). */
   readonly rights: string;
   /** Physical page of the first one; the others follow it when `contiguous`. */
   readonly physical: number;
@@ -62,7 +59,7 @@ export interface TableRoot {
 /** Walks every present entry below `root`. */
 export function mappedRanges(memory: PhysicalMemory, root: TableRoot, budget: ReadBudget): Mapping {
   const scan = new Scan(memory, root, budget);
-  scan.table(root.root, root.levels - 1, 0, root.kind === 'first-level' ? FL_RW | FL_US | EXECUTE : SL_R | SL_W);
+  scan.table(root.root, root.levels - 1, 0, root.kind === 'first-level' ? FL_RW | FL_US : SL_R | SL_W);
   scan.endRange();
   return scan.mapping;
 }
@@ -86,7 +83,7 @@ class Scan {
 
   /**
    * @param firstPage input page of the table's first entry
-   * @param rights what every entry on the way permits: RW, US and EXECUTE, or R and W
+   * @param rights what every entry on the way permits: RW and US, or R and W
    */
   table(address: number, level: number, firstPage: number, rights: number): void {
     const { memory, budget, mapping } = this;
@@ -120,7 +117,7 @@ class Scan {
 
   private entry(lo: number, hi: number, level: number, page: number, above: number): void {
     // rights hold only when every entry on the way grants them
-    const rights = above & (this.first ? (lo & (FL_RW | FL_US)) | (hi < 0 ? 0 : EXECUTE) : lo);
+    const rights = above & lo;
     const target = pageOfWords(lo, hi & 0xf_ffff);
     const large = level > 0 && (lo & (this.first ? FL_PS : SL_PS)) !== 0;
     if ((hi & this.root.beyondHost & 0xf_ffff) !== 0) return this.problem(`the entry for ${hexOf(page)} (level ${level}) points beyond the host address width`);
@@ -153,7 +150,7 @@ class Scan {
 
   private rightsText(rights: number): string {
     if (!this.first) return `${(rights & SL_R) !== 0 ? 'r' : '-'}${(rights & SL_W) !== 0 ? 'w' : '-'}`;
-    return `r${(rights & FL_RW) !== 0 ? 'w' : '-'}${(rights & EXECUTE) !== 0 ? 'x' : '-'}${(rights & FL_US) !== 0 ? '' : ' kernel'}`;
+    return `r${(rights & FL_RW) !== 0 ? 'w' : '-'}${(rights & FL_US) !== 0 ? '' : ' kernel'}`;
   }
 
   private problem(text: string): void {

@@ -34,6 +34,9 @@ export function readRegisters(file: string, unit?: string): RegisterValues {
 /** `CAP: 0x…` and so on. */
 export function parseRegisterYaml(text: string, file: string): RegisterValues {
   const lineCounter = new LineCounter();
+  // the map is flat: nesting would only cost the parser its stack
+  const nested = /^[^#\n]*[[{]/m.exec(text);
+  if (nested !== null) throw new InvalidInput([{ file, line: text.slice(0, nested.index).split('\n').length, column: 1, message: 'registers are lines of a name and a value, such as `CAP: 0x01d2078c222f0606`' }]);
   const document = parseDocument(text, { lineCounter, uniqueKeys: true, intAsBigInt: true, prettyErrors: false });
   const problems: Problem[] = [];
   const report = (offset: number, message: string, path?: string): void => {

@@ -21,8 +21,8 @@ import { translationState, type UnitState } from './unit-state.js';
 export const MAX_DEVICES = 1024;
 export const MAX_PASIDS = 16_384;
 /** Page table entries that are read for one address space, and for all; PASID directory entries in all. */
-const SPACE_ENTRIES = 2 ** 23;
-const ALL_ENTRIES = 2 ** 25;
+const SPACE_ENTRIES = 2 ** 22;
+const ALL_ENTRIES = 2 ** 24;
 const DIRECTORY_ENTRIES = 2 ** 22;
 const MAX_PROBLEMS = 32;
 
@@ -32,6 +32,8 @@ export type TranslationType = 'first-level' | 'second-level' | 'nested' | 'pass-
 export interface SpaceReport {
   /** Undefined in legacy mode. */
   readonly pasid: number | undefined;
+  /** Requests without PASID use this entry. */
+  readonly rid: boolean;
   /** The entry: physical address, raw words, fields that are not zero. */
   readonly address: number;
   readonly qwords: readonly bigint[];
@@ -129,6 +131,7 @@ class Survey {
       for (let bus = 0; bus < 256; bus++) this.bus(rootTable, bus);
     }
     if (this.moreProblems > 0) this.problems.push(`… and ${this.moreProblems} more`);
+    if (this.problems.length >= MAX_PROBLEMS) this.problems.push('this hardly is a root table: is the image complete, does it start at the right address, is RTADDR of the same moment?');
     return {
       devices: this.devices,
       domains: [...this.domains].map(([id, users]) => ({ id, users })).sort((a, b) => a.id - b.id),
@@ -145,7 +148,8 @@ class Survey {
       return;
     }
     const where = `root entry of bus ${bus.toString(16).padStart(2, '0')}`;
-    if (layout.reservedSet(words)) this.problem(`${where} at ${hex(address)}: reserved bits are set`);
+    const present = this.scalable ? SM_ROOT_ENTRY.f.LP.get(words) + SM_ROOT_ENTRY.f.UP.get(words) > 0 : ROOT_ENTRY.f.P.get(words) === 1;
+    if (present && layout.reservedSet(words)) this.problem(`${where} at ${hex(address)}: reserved bits are set`);
     if (!this.scalable) {
       if (ROOT_ENTRY.f.P.get(words) === 1) this.contextTable(bus, ROOT_ENTRY.f.CTP.get(words), 0, 256, where);
       return;
@@ -226,17 +230,17 @@ class Survey {
       }
       const pasid = directoryIndex * PASID_TABLE_ENTRIES + i;
       const words = PASID_ENTRY.load(this.memory, address)!;
-      const root = this.lookup.addressSpace(slot, slot.pasidEnable ? pasid : pasid === slot.ridPasid ? NO_PASID : pasid);
+      const root = this.lookup.addressSpace(slot, pasid === slot.ridPasid ? NO_PASID : pasid);
       const entry = { address, qwords: qwordsOf(words), text: PASID_ENTRY.format(words), silent: (low & PASID_FPD) !== 0 };
-      spaces.push(this.space(pasid, root, this.lookup.reason, entry, bdf));
+      spaces.push(this.space(pasid, root, this.lookup.reason, entry, bdf, pasid === slot.ridPasid));
     }
     return true;
   }
 
-  private space(pasid: number | undefined, root: AddressSpaceRoot | undefined, reason: number, entry: Pick<SpaceReport, 'address' | 'qwords' | 'text' | 'silent'>, bdf: string): SpaceReport {
-    const base = { ...entry, pasid, reason, problem: reason === 0 ? undefined : faultText(reason) };
+  private space(pasid: number | undefined, root: AddressSpaceRoot | undefined, reason: number, entry: Pick<SpaceReport, 'address' | 'qwords' | 'text' | 'silent'>, bdf: string, rid = true): SpaceReport {
+    const base = { ...entry, pasid, rid, reason, problem: reason === 0 ? undefined : faultText(reason) };
     if (root === undefined) return { ...base, type: undefined, domain: undefined, firstLevel: undefined, secondLevel: undefined, mapping: undefined };
-    const user = pasid === undefined ? bdf : `${bdf} PASID ${pasid}`;
+    const user = pasid === undefined || rid ? bdf : `${bdf} PASID ${pasid}`;
     const users = this.domains.get(root.domainId);
     if (users === undefined) this.domains.set(root.domainId, [user]);
     else users.push(user);

@@ -55,7 +55,7 @@ export function unitState(registers: RegisterValues): UnitState {
     translation: gsts === undefined ? undefined : (Number(gsts) & GCMD_TE) !== 0,
     mode: rootWords === undefined ? 'unknown' : modeName(RTADDR.f.TTM.get(rootWords)),
     rootTable: rootWords === undefined ? undefined : RTADDR.f.RTA.get(rootWords),
-    features: ecap === undefined ? [] : features(capabilities),
+    features: ecap === undefined ? [] : capabilityNames(capabilities),
     status: [...gstsBits(gsts), ...fstsBits(registers.get('FSTS'))],
     unknown: missing(registers),
     capabilities,
@@ -72,7 +72,8 @@ function modeName(ttm: number): TableMode {
   return ttm === TTM_LEGACY ? 'legacy' : ttm === TTM_SCALABLE ? 'scalable' : ttm === TTM_ABORT_DMA ? 'abort-dma' : 'reserved';
 }
 
-function features(capabilities: VtdCapabilities): string[] {
+/** What a unit with these capabilities can do, in words. */
+export function capabilityNames(capabilities: VtdCapabilities): string[] {
   const c = capabilities;
   const widths = [3, 4, 5].filter((levels) => ((c.adjustedWidths >>> (levels - 2)) & 1) === 1);
   const named: readonly (readonly [boolean, string])[] = [

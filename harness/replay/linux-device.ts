@@ -3,7 +3,7 @@
  * complete invalidations. They do what the recorded devices did, when the replay says so.
  */
 import type { Clock } from '../../sim/clock.js';
-import { ATTR_TRANSLATED, DMA_DONE, type FunctionRouter } from '../../host/pci/dma-port.js';
+import { ATTR_TRANSLATED, DMA_DONE, NO_PASID, type FunctionRouter } from '../../host/pci/dma-port.js';
 import type { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
 
 /** Time of a TLP, and so of half an invalidation. */
@@ -59,7 +59,7 @@ export class LinuxDevices implements FunctionRouter {
   access(sourceId: number, pasid: number, page: number, write: boolean): number | undefined {
     if (!this.holds(sourceId, pasid, page, write) && !this.ask(sourceId, pasid, page, write)) return undefined;
     const { frame } = this.translations.get(key(sourceId, pasid, page))!;
-    return this.unit!.translate(sourceId, pasid, ATTR_TRANSLATED, frame, write) === DMA_DONE ? this.unit!.page : undefined;
+    return this.unit!.translate(sourceId, NO_PASID, ATTR_TRANSLATED, frame, write) === DMA_DONE ? this.unit!.page : undefined;
   }
 
   invalidate(sourceId: number, tag: number, page: number, pages: number, pasid: number): boolean {

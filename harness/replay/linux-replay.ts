@@ -169,7 +169,7 @@ class LinuxReplay {
 
   private deviceLine(line: TraceLine): void {
     if (line.op === 'dma_r' || line.op === 'dma_w') this.dma(line);
-    else if (line.op === 'dma_abort') this.ledger.compare('DMA', line, 'the access that the fault is about', 'aborted', this.lastDmaDone ? 'done' : 'aborted');
+    else if (line.op === 'dma_abort') this.ledger.compare('dma', line, 'the access that the fault is about', 'aborted', this.lastDmaDone ? 'done' : 'aborted');
     else if (line.op === 'cfgw' && line.text('reg').startsWith('ATS_CTRL')) {
       if ((line.integer('val') & 0x8000) !== 0) this.atsEnabled.add(line.device);
       else this.atsEnabled.delete(line.device);
@@ -299,10 +299,10 @@ class LinuxReplay {
     const got = this.devicePage(line.device, sourceId, pasid, page, write);
     this.lastDmaDone = got !== undefined;
     const stale = got === undefined || got === frame ? undefined : this.staleness(line, sourceId, pasid, page, frame);
-    if (stale !== undefined) return ledger.compareStale('DMA', line, who, `0x${line.big('gpa').toString(16)}`, `0x${toAddress(got!, offset).toString(16)}`, stale);
+    if (stale !== undefined) return ledger.compareStale('dma', line, who, `0x${line.big('gpa').toString(16)}`, `0x${toAddress(got!, offset).toString(16)}`, stale);
     if (got === frame) this.iotlb.used(line, sourceId, pasid, page);
     ledger.compare(
-      'DMA', line, who, `0x${line.big('gpa').toString(16)}`, got === undefined ? 'refused' : `0x${toAddress(got, offset).toString(16)}`,
+      'dma', line, who, `0x${line.big('gpa').toString(16)}`, got === undefined ? 'refused' : `0x${toAddress(got, offset).toString(16)}`,
       () => this.unit.backEnd.explainWalk(sourceId, pasid, page, write ? ACCESS_WRITE : ACCESS_READ).steps.map((step) => `${step.what} ${hex(step.address)}: ${step.text}`),
     );
   }

@@ -79,11 +79,6 @@ export class TraceLine {
   list(field: string): readonly string[] {
     return this.fields[field] as string[];
   }
-
-  /** Names of all fields. */
-  get names(): string[] {
-    return Object.keys(this.fields);
-  }
 }
 
 export interface LinuxTrace {

@@ -55,7 +55,7 @@ export interface ReplayReport {
   readonly source: string;
   /** Steps, lines. */
   readonly steps: number;
-  /** Things compared, by kind, for example `dma`, `register reads`, `memory checks`, `interrupts`, in order of printing. */
+  /** Things compared, by kind, for example `DMA`, `register reads`, `memory checks`, `interrupts`, in order of printing. */
   readonly checks: Readonly<Record<string, number>>;
   readonly agreements: number;
   readonly disagreements: readonly Disagreement[];

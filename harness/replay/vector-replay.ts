@@ -17,7 +17,7 @@ import { VectorWorld } from './vector-world.js';
 const CACHED = 512;
 
 const CHECK_NAMES = {
-  mmioRead: 'register reads', dma: 'dma', translate: 'translation requests', memExpect: 'memory checks', interrupt: 'interrupts',
+  mmioRead: 'register reads', dma: 'DMA', translate: 'translation requests', memExpect: 'memory checks', interrupt: 'interrupts',
   pageResponse: 'page responses', deviceTlbInvalidate: 'device-TLB invalidations', hardwareWrite: 'unmentioned writes',
 } as const;
 

@@ -26,7 +26,8 @@ interface NamedBuffer {
   readonly block: boolean;
 }
 
-interface Handle {
+/** An open file of the program on a device. */
+export interface Handle {
   readonly fd: number;
   readonly user: UserHandle;
   readonly flow: Flow;
@@ -34,7 +35,13 @@ interface Handle {
 }
 
 /** Thrown at the next point where a signal is looked at. */
-class Killed extends Error {}
+export class Killed extends Error {
+  override readonly name = 'Killed';
+
+  constructor(process: string) {
+    super(`process ${process} was killed`);
+  }
+}
 
 /** The program called exit. */
 class Exited extends Error {}
@@ -50,11 +57,12 @@ export class Program {
   task: Task | undefined;
   /** The step it is in, such as `step 5 (wait)`; empty before the first and after the last. */
   current = '';
+  readonly malloc: Malloc;
+  /** Its loads and stores. */
+  readonly cpu: CpuMemory;
   private readonly world: ScenarioWorld;
-  private readonly malloc: Malloc;
   private readonly buffers = new Map<string, NamedBuffer>();
   private readonly handles = new Map<string, Handle>();
-  private readonly cpu: CpuMemory;
   private readonly signals: WaitQueue;
   private readonly ended: WaitQueue;
   private killed = false;
@@ -79,8 +87,13 @@ export class Program {
       yield* this.steps(steps, '');
     } catch (error) {
       if (!(error instanceof Killed || error instanceof Exited || error instanceof StepFailure)) throw error;
-      if (error instanceof Killed) for (const handle of this.handles.values()) if (handle.pending.length > 0) handle.flow.fail('process killed');
+      if (error instanceof Killed) this.failPending();
     }
+    yield* this.exit();
+  }
+
+  /** Ends the process, of its own will or killed. */
+  *exit(): Steps {
     yield* this.world.beforeTeardown();
     yield* this.process.exit();
     this.ended.wakeAll();
@@ -92,8 +105,18 @@ export class Program {
     this.signals.wakeAll();
   }
 
+  /** A killed program does not wait for what it submitted. */
+  failPending(): void {
+    for (const handle of this.handles.values()) if (handle.pending.length > 0) handle.flow.fail('process killed');
+  }
+
   *join(): Steps {
     yield* this.ended.until(() => this.exited);
+  }
+
+  /** Open handles by name. */
+  get opened(): ReadonlyMap<string, Handle> {
+    return this.handles;
   }
 
   /** Buffers by name, for looking from outside. */
@@ -134,11 +157,11 @@ export class Program {
   }
 
   private checkSignals(): void {
-    if (this.killed) throw new Killed();
+    if (this.killed) throw new Killed(this.name);
   }
 
   private *perform(step: Step, path: string): Steps {
-    if (step.open !== undefined) return yield* this.open(step.open);
+    if (step.open !== undefined) return void (yield* this.open(step.open));
     if (step.close !== undefined) return yield* this.close(step.close.handle);
     if (step.bind !== undefined) return yield* this.world.bind(this.process, step.bind.device, step.bind['mm-exit']);
     if (step.unbind !== undefined) {
@@ -172,15 +195,19 @@ export class Program {
     throw new Exited();
   }
 
-  private *open(open: NonNullable<Step['open']>): Steps {
+  /** Opens a user queue of a device under a name of its own. What the driver refuses. */
+  *open(open: NonNullable<Step['open']>): Steps<Handle> {
     const name = open.as ?? open.device;
     const { fd, user } = yield* this.world.open(this.process, open.device, open.queue, this.malloc);
     const flow = this.world.flows.open(this.name, name, user.device);
-    this.handles.set(name, { fd, user, flow, pending: [] });
+    const handle: Handle = { fd, user, flow, pending: [] };
+    this.handles.set(name, handle);
     this.world.opened(user, flow);
+    return handle;
   }
 
-  private *close(name: string | undefined): Steps {
+  /** Closes a handle, by default the only one. EBADF. */
+  *close(name: string | undefined): Steps {
     yield* this.world.beforeTeardown();
     const [key, handle] = this.handle(name);
     this.handles.delete(key);
@@ -251,13 +278,18 @@ export class Program {
   private *wait(name: string | undefined, status: NonNullable<Step['wait']>['status']): Steps {
     const handles = name === undefined ? [...this.handles.values()] : [this.handle(name)[1]];
     for (const handle of handles) {
-      for (const submission of handle.pending.splice(0)) {
-        handle.pending.push(submission);
-        while (!(yield* submission.poll())) yield* this.sleep(this.world.timing.options.pollNs);
-        handle.pending.pop();
+      for (let submission = handle.pending[0]; submission !== undefined; submission = handle.pending[0]) {
+        yield* this.await(handle, submission);
         this.judge(handle, submission.results(), status);
       }
     }
+  }
+
+  /** Waits for one submission of a handle; a kill ends the wait. */
+  *await(handle: Handle, submission: Submission): Steps {
+    if (!handle.pending.includes(submission)) handle.pending.push(submission);
+    while (!(yield* submission.poll())) yield* this.sleep(this.world.timing.options.pollNs);
+    handle.pending.splice(handle.pending.indexOf(submission), 1);
   }
 
   /** `success`: all of them. Another status: at least one, and the rest succeeded. */
@@ -293,17 +325,22 @@ export class Program {
   }
 
   private *fork(name: string, steps: readonly Step[]): Steps {
+    this.world.start(yield* this.forkProgram(name), steps);
+  }
+
+  /** A child with the same buffers and handles, which nobody runs yet. */
+  *forkProgram(name: string): Steps<Program> {
     const process = yield* this.world.forkProcess(this.process, name);
     const child = new Program(this.world, process, this.malloc.fork(process.mm));
     for (const [key, buffer] of this.buffers) child.buffers.set(key, { ...buffer });
     for (const [key, handle] of this.handles) {
       child.handles.set(key, { fd: handle.fd, user: handle.user, flow: this.world.flows.open(name, key, handle.user.device), pending: [] });
     }
-    this.world.start(child, steps);
+    return child;
   }
 
   private *sleep(delayNs: number): Steps {
-    if (yield* this.signals.untilOrTimeout(() => this.killed, delayNs)) throw new Killed();
+    if (yield* this.signals.untilOrTimeout(() => this.killed, delayNs)) throw new Killed(this.name);
   }
 
   private handle(name: string | undefined): [string, Handle] {

@@ -191,18 +191,23 @@ export class Scenario implements ScenarioWorld {
 
   private *inject(inject: Topology['inject'][number]): Steps {
     if (inject.kill !== undefined) return this.kill(inject.kill);
-    const name = (inject.unplug ?? inject.remove ?? inject.reset)!;
-    const { model, pci } = this.device(name);
+    const how = inject.reset !== undefined ? 'reset' : inject.remove !== undefined ? 'remove' : 'unplug';
     try {
-      if (inject.reset !== undefined) return yield* pci.reset();
-      if (inject.remove !== undefined) yield* this.host.pci.remove(pci);
-      this.host.tree.complex.remove(model.function, { surprise: inject.unplug !== undefined });
-      yield* sleep(this.clock, this.timing.jittered(PRESENCE_NS));
-      yield* this.host.pci.removeAbsent();
+      yield* this.disturb(how, inject[how]!);
     } catch (error) {
       if (!isErrno(error)) throw error;
-      this.failures.push(`inject ${name}: ${error.message}`);
+      this.failures.push(`inject ${how} ${inject[how]!}: ${error.message}`);
     }
+  }
+
+  /** A function-level reset, a removal in order, or a device that is gone at once. What the kernel refuses. */
+  *disturb(how: 'reset' | 'remove' | 'unplug', name: string): Steps {
+    const { model, pci } = this.device(name);
+    if (how === 'reset') return yield* pci.reset();
+    if (how === 'remove') yield* this.host.pci.remove(pci);
+    this.host.tree.complex.remove(model.function, { surprise: how === 'unplug' });
+    yield* sleep(this.clock, this.timing.jittered(PRESENCE_NS));
+    yield* this.host.pci.removeAbsent();
   }
 
   private descriptorEnded(model: DeviceModel, report: DescriptorReport): void {

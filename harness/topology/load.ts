@@ -114,15 +114,17 @@ type Place = { line: number; column: number } | Record<string, never>;
 
 function validate(value: unknown, file: string, directory: string, place: (path: readonly PropertyKey[], key?: string) => Place): Topology {
   const result = topologySchema.safeParse(value);
-  const problem = (path: readonly PropertyKey[], message: string, key?: string): Problem => ({
-    file, ...place(path, key), path: formatPath(path), message,
+  let placed = 0;
+  const problem = ({ path, message, key }: PathProblem & { key?: string }): Problem => ({
+    file, ...(placed++ < PLACED_PROBLEMS ? place(path, key) : {}), path: formatPath(path), message,
   });
   if (!result.success) {
-    const problems = result.error.issues.flatMap((issue) => problemsOf(issue, value).map((found) => problem(found.path, found.message, found.key)));
-    throw new InvalidInput(problems.sort((a, b) => (a.line ?? 0) - (b.line ?? 0) || (a.column ?? 0) - (b.column ?? 0)));
+    const found = result.error.issues.flatMap((issue) => problemsOf(issue, value)).map(problem);
+    const last = Number.MAX_SAFE_INTEGER;
+    throw new InvalidInput(found.sort((a, b) => (a.line ?? last) - (b.line ?? last) || (a.column ?? 0) - (b.column ?? 0)));
   }
   const semantic = semanticProblems(result.data, directory);
-  if (semantic.length > 0) throw new InvalidInput(semantic.map((found) => problem(found.path, found.message)));
+  if (semantic.length > 0) throw new InvalidInput(semantic.map(problem));
   return result.data;
 }
 
@@ -132,7 +134,8 @@ function problemsOf(issue: z.core.$ZodIssue, root: unknown): (PathProblem & { ke
   switch (issue.code) {
     case 'unrecognized_keys': {
       const allowed = allowedKeys(path, root);
-      return issue.keys.map((key) => ({ path, key, message: unknownName('key', key, allowed) }));
+      // the nearest name is looked for as long as somebody reads it
+      return issue.keys.map((key, i) => ({ path, key, message: i < PLACED_PROBLEMS ? unknownName('key', key, allowed) : `unknown key "${clip(key)}"` }));
     }
     case 'invalid_type':
       return [{ path, message: value === undefined ? 'is missing' : `expects ${article(issue.expected)}, not ${shown(value)}` }];

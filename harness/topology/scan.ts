@@ -6,7 +6,7 @@
 
 export const MAX_DEPTH = 64;
 /** Lines, keys, list items and brackets together. */
-export const MAX_MARKS = 150_000;
+export const MAX_MARKS = 120_000;
 
 export interface ScanProblem {
   readonly message: string;

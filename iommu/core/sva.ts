@@ -254,7 +254,11 @@ export class Sva implements MmNotifier {
 
   /** A removed device forgets its bonds; its context is torn down already, nothing is drained one by one. */
   dropDevice(record: DeviceRecord): void {
-    while (record.firstBond !== undefined) this.unlink(record.firstBond);
+    const { trace } = this.context;
+    for (let bond = record.firstBond; bond !== undefined; bond = record.firstBond) {
+      trace.trace.record(trace.svaUnbind, bond.correlation, record.name, bond.bound.pasid, bond.bound.mm.id, 0);
+      this.unlink(bond);
+    }
   }
 
   // MmNotifier. Takes no group lock: an unbind that holds it may wait for a worker that waits for this mm.

@@ -21,7 +21,7 @@ function sizeName(bytes: number): string {
 }
 
 /** A process's buffer with every page there, mapped to frames in ascending or in random order. */
-class Target {
+export class Target {
   readonly world = new BenchMachine();
   readonly pasid: number;
   readonly firstPage: number;
@@ -57,19 +57,19 @@ export function* dmaBandwidth(): Generator<Row> {
   const plain = new Uint8Array(SPAN);
   for (const size of SIZES) {
     const source = new Uint8Array(size).fill(0xa5);
-    const run = (name: string, pass: () => void, baseline?: number): { row: Row; value: number } => {
+    const bandwidth = (name: string, pass: () => void): Row => {
       const { value, samples } = throughput({ units: SPAN / 1e9, run: pass });
-      const row: Row = { group: 'DMA writes', name: `${sizeName(size)}, ${name}`, value, unit: 'GB/s', samples };
-      if (baseline === undefined) return { row, value };
-      const note = `${(value / baseline * 100).toFixed(0)} % of Uint8Array.set`;
-      return { row: { ...row, note, ...(size >= 64 * KIB && name.startsWith('through') ? { target: { atLeast: WANTED_SHARE * baseline } } : {}) }, value };
+      return { group: 'DMA writes', name: `${sizeName(size)}, ${name}`, value, unit: 'GB/s', samples };
     };
-    const baseline = run('Uint8Array.set', () => {
+    const copy = bandwidth('Uint8Array.set', () => {
       for (let at = 0; at < SPAN; at += size) plain.set(source, at);
     });
-    yield baseline.row;
-    yield run('translated requests (ATS)', () => contiguous.write(source, true), baseline.value).row;
-    yield run('through the unit, contiguous frames', () => contiguous.write(source, false), baseline.value).row;
-    yield run('through the unit, scattered frames', () => scattered.write(source, false), baseline.value).row;
+    const beside = (row: Row, wanted: boolean): Row => ({
+      ...row, note: `${(row.value / copy.value * 100).toFixed(0)} % of Uint8Array.set`, ...(wanted ? { target: { atLeast: WANTED_SHARE * copy.value } } : {}),
+    });
+    yield copy;
+    yield beside(bandwidth('translated requests (ATS)', () => contiguous.write(source, true)), false);
+    yield beside(bandwidth('through the unit, contiguous frames', () => contiguous.write(source, false)), size >= 64 * KIB);
+    yield beside(bandwidth('through the unit, scattered frames', () => scattered.write(source, false)), size >= 64 * KIB);
   }
 }

@@ -1,4 +1,8 @@
-/** How a number is measured: warm up, repeat, take the median. Real time is read here and nowhere else in the tree. */
+/**
+ * How a number is measured: warm up, repeat, take the median. Time is the processor time of this process, all of its
+ * threads (so collections and compilation on other threads count): a rate is one of a core, and other work on the
+ * machine hardly moves it.
+ */
 
 /** A finished measurement. `value` is the median of `samples`. */
 export interface Measured {
@@ -15,7 +19,7 @@ export interface Repetition {
 }
 
 export interface MeasureOptions {
-  /** Real time that one repetition takes at least; `run` is called as often as that needs. Default 150 ms. */
+  /** Time that one repetition takes at least; `run` is called as often as that needs. Default 150 ms. */
   readonly repetitionMs?: number;
   /** Default 5. */
   readonly repetitions?: number;
@@ -29,11 +33,12 @@ export function median(samples: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
-/** Milliseconds of real time that `work` takes. */
+/** Milliseconds of processor time that `work` takes. */
 export function timeMs(work: () => void): number {
-  const start = process.hrtime.bigint();
+  const start = process.cpuUsage();
   work();
-  return Number(process.hrtime.bigint() - start) / 1e6;
+  const { user, system } = process.cpuUsage(start);
+  return (user + system) / 1000;
 }
 
 /** Calls `run` until `limitMs` of its own time have passed; milliseconds and units. */

@@ -111,13 +111,13 @@ export class TranslationWorld {
 }
 
 /** A fixed sequence of requests, random over `pages` pages. */
-function requestsOver(pages: number): Float64Array {
+export function requestsOver(pages: number): Float64Array {
   const random = new Random(pages);
   return Float64Array.from({ length: REQUESTS }, () => FIRST_PAGE + random.below(pages));
 }
 
 /** Reads through the unit; throws unless every page comes out where the tables say. Returns the share of hits. */
-function verify(world: TranslationWorld, requests: Float64Array): number {
+export function verify(world: TranslationWorld, requests: Float64Array): number {
   const { unit, pasid } = world;
   let hits = 0;
   // the first pass fills the caches
@@ -132,7 +132,7 @@ function verify(world: TranslationWorld, requests: Float64Array): number {
   return hits / requests.length;
 }
 
-function translateAll({ unit, pasid }: TranslationWorld, requests: Float64Array): number {
+export function translateAll({ unit, pasid }: TranslationWorld, requests: Float64Array): number {
   let sum = 0;
   for (let i = 0; i < requests.length; i++) {
     unit.translate(SOURCE, pasid, 0, requests[i]!, false);

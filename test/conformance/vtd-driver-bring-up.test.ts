@@ -73,6 +73,17 @@ describe('a unit is brought up in the order of Linux', () => {
     ]);
   });
 
+  it('leaves DMA untranslated until it is told, so that devices get their domains first', () => {
+    const world = new DriverWorld({ registers: SCALABLE });
+    world.run(world.driver.start());
+    expect(world.take()).not.toContain(ENABLE[0]);
+    const device = world.function();
+    expect(world.dma(device, 5)).toBe(5);
+    world.run(world.driver.enableTranslation());
+    expect(world.take().slice(-2)).toEqual(ENABLE);
+    expect(world.dma(device, 5)).toBeUndefined();
+  });
+
   it('ends translation at power-off and keeps the queue', () => {
     const world = new DriverWorld({ registers: SCALABLE }).start();
     world.take();

@@ -2,45 +2,22 @@
  * Our unit against what another implementation answered to a real Linux: every recorded trace is replayed, and what
  * differs is named line by line. Numbers of checks are written down so that a check that vanishes is noticed.
  */
-import { readFileSync, readdirSync } from 'node:fs';
-import { gunzipSync } from 'node:zlib';
+import { readdirSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { replayLinuxTrace } from '../../harness/replay/linux-replay.js';
-import type { ReplayReport } from '../../harness/replay/report.js';
+import type { Disagreement } from '../../harness/replay/report.js';
 import { InvalidInput } from '../../harness/topology/problems.js';
-
-const FOLDER = new URL('../linux-traces/', import.meta.url);
-
-function textOf(trace: string): string {
-  return gunzipSync(readFileSync(new URL(`${trace}.jsonl.gz`, FOLDER))).toString('utf8');
-}
-
-function replay(trace: string, ...defects: string[]): ReplayReport {
-  return replayLinuxTrace(textOf(trace), `${trace}.jsonl`, { defects: new Set(defects) });
-}
+import { AGREEMENTS, TRACES, replay, textOf } from './linux-reports.js';
 
 /** Lines that differ, as `line op: expected | got`. */
-function differences({ disagreements }: ReplayReport): string[] {
-  return disagreements.map(({ step, op, expected, got }) => `${step} ${op}: ${expected} | ${got}`);
+function texts(differences: readonly Disagreement[]): string[] {
+  return differences.map(({ step, op, expected, got }) => `${step} ${op}: ${expected} | ${got}`);
 }
 
-/** Agreements of each trace; a trace that is not here fails the first test. */
-const AGREEMENTS: Readonly<Record<string, number>> = {
-  'vtd-caching-mode': 1182, 'vtd-esrtps': 1004, 'vtd-injected-iqe': 985, 'vtd-injected-ite': 1030, 'vtd-legacy-nvme': 865, 'vtd-no-pri': 924,
-  'vtd-passthrough': 881, 'vtd-scalable-dsa-sva': 1016, 'vtd-scalable-dsa-sva-process-exit': 1027, 'vtd-scalable-strict': 1081, 'vtd-second-level-only': 872,
-};
-
-/** What our unit does otherwise, and why. */
+/** Listed with their reasons in disagreements.yaml: line, recorded, ours. */
 const KNOWN: Readonly<Record<string, readonly string[]>> = {
-  // The recorder refused a good descriptor and said IQEI 1 (invalid tail). The replay spoils the descriptor's type, so ours
-  // says IQEI 3 (invalid type), which is what 11.4.8.9 wants for a bad descriptor.
   'vtd-injected-iqe': ['810 r: 0x1 | 0x3'],
-  // The recorder stopped at the device-TLB invalidation, fetched the wait behind it after ITE was cleared, and completed
-  // it. Ours fetches on while a device is asked, so that IQH is one further and the wait, which was pending when the
-  // time-out came, is aborted (6.5.2.11; Linux expects such waits, qi_check_fault marks what was in use as aborted).
   'vtd-injected-ite': ['1307 r: 0x840 | 0x860', '1309 r: 0x840 | 0x860', '1313 desc: 0x2 | 0x1'],
-  // A write to a page that may only be read: the recorder said 0x81 (U/S), which the kernel printed as such; 0x85 is right
-  // (table 7-3: 0x81 is about privilege).
   'vtd-no-pri': [
     '1198 fault: 0x20 PASID 2 writes 0x7f0e82d18000: 0x81 | 0x20 PASID 2 writes 0x7f0e82d18000: 0x85', '1203 r: 0x80000281 | 0x80000285', '1207 r: 0x281 | 0x285',
   ],
@@ -48,19 +25,20 @@ const KNOWN: Readonly<Record<string, readonly string[]>> = {
 
 describe('traces of Linux agree with our unit', () => {
   it('every trace in the folder is replayed', () => {
-    const traces = readdirSync(FOLDER).filter((file) => file.endsWith('.jsonl.gz')).map((file) => file.replace('.jsonl.gz', ''));
+    const traces = readdirSync(TRACES).filter((file) => file.endsWith('.jsonl.gz')).map((file) => file.replace('.jsonl.gz', ''));
     expect(traces.toSorted()).toEqual(Object.keys(AGREEMENTS).toSorted());
   });
 
   it.each(Object.keys(AGREEMENTS))('%s', (trace) => {
     const report = replay(trace);
-    expect(differences(report)).toEqual(KNOWN[trace] ?? []);
+    expect(texts(report.disagreements)).toEqual([]);
+    expect(texts(report.known)).toEqual(KNOWN[trace] ?? []);
     expect(report.agreements).toBe(AGREEMENTS[trace]);
     expect(report.unsupported).toEqual([]);
     // MHMV is a hint about address masks that software may use
     expect(report.notModelled).toEqual(['ECAP.MHMV']);
     const checks = Object.values(report.checks).reduce((sum, count) => sum + count, 0);
-    expect(checks).toBe(report.agreements + report.disagreements.length + report.stale.length);
+    expect(checks).toBe(report.agreements + report.known.length + report.stale.length);
   });
 
   it('a refused invalidation that Linux does not repeat leaves the old translation in the IOTLB (vtd-injected-iqe)', () => {
@@ -76,7 +54,7 @@ describe('traces of Linux agree with our unit', () => {
 
   it('counts what it compares by kind', () => {
     expect(replay('vtd-scalable-dsa-sva').checks).toEqual({
-      'DMA': 712, 'register reads': 76, 'descriptors': 78, 'descriptor fields': 78, 'status words': 37, 'translation enabled': 1, 'table walks': 2,
+      'dma': 712, 'register reads': 76, 'descriptors': 78, 'descriptor fields': 78, 'status words': 37, 'translation enabled': 1, 'table walks': 2,
       'translation requests': 6, 'page requests': 12, 'messages': 7, 'page responses': 6, 'faults': 1,
     });
   });

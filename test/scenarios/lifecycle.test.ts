@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { ACCESS_READ, ATTR_NO_WRITE, DMA_DONE, DMA_UR, PRG_INVALID, PRG_SUCCESS } from '../../host/pci/dma-port.js';
 import { sleep, type Steps } from '../../sim/task.js';
-import { probeWorld, World, type WorldOptions } from './world.js';
+import { probeWorld, silentExit, World, type WorldOptions } from './world.js';
 
 const PAGE = 4096;
 
@@ -47,7 +47,7 @@ describe('the end of an address space', () => {
     const { world, probe } = probeWorld({ timing: { 'fault-service': '100us' }, defect: 'core.put-mm-in-worker' });
     const program = world.process('app');
     const page = world.pages(program, 1);
-    const pasid = world.run(world.core.svaBind(probe.pci, program.process.mm, function* () { return 0; }));
+    const pasid = world.run(world.core.svaBind(probe.pci, program.process.mm, silentExit));
     probe.ask(page, ACCESS_READ, true, 1, pasid);
     world.until(() => world.records('iommu:iopf_handle').length === 1);
     world.run(program.process.exit());

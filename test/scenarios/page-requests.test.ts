@@ -91,7 +91,8 @@ describe('page requests', () => {
     expect(world.core.counters.violations).toBe(violations);
     expect(world.log('uses page request group 7')).toHaveLength(violations);
     for (const pasid of [pasidA, pasidB]) world.run(world.core.svaUnbind(probe.pci, pasid));
-    world.finish();
+    // the device is at fault
+    world.finish([`device 0x20 uses group 7 for PASID ${pasidB} while PASID ${pasidA} waits for its response`]);
   });
 
   it('scenario 5: a copy-on-write page that was faulted for reading needs a second request to be written', () => {

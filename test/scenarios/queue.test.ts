@@ -70,7 +70,7 @@ describe('the page request queue', () => {
     for (let i = 0; i < 5; i++) probe.ask(page + i, ACCESS_READ, true, i, pasid);
     expect(probe.answers).toEqual([]);
     world.run(world.core.svaUnbind(probe.pci, pasid));
-    expect(probe.answers.map(({ group }) => group).sort()).toEqual([0, 1, 2, 3, 4]);
+    expect(probe.answers.map(({ group }) => group).sort((a, b) => a - b)).toEqual([0, 1, 2, 3, 4]);
     expect(world.core.usage).toMatchObject({ bonds: 0, pendingRequests: 0 });
     const { count } = world.host.trace;
     world.settle();

@@ -45,39 +45,40 @@ describe('IOMMU groups', () => {
   });
 });
 
-describe('virtual functions', () => {
-  function withVirtualFunction() {
-    const requesters: Requester[] = [];
-    const world: World = new World({
-      devices: [],
-      probes: {
-        probe: {
-          function: {
-            sriov: {
-              totalVfs: 2, vfDeviceId: 2,
-              createVf: (physfn, index) => {
-                const { clock, scheduler, timing } = world.host;
-                const requester = new Requester({ name: `vf${index}`, clock, scheduler, timing });
-                requesters.push(requester);
-                const fn = new PciFunction({
-                  name: `vf${index}`, vendorId: 0x1234, deviceId: 2, classCode: 0x12_0000, flr: true, e2eTlpPrefix: true, deviceType: PCI_EXP_TYPE_RC_END,
-                  ats: { queueDepth: 32, pageAligned: true }, client: requester, physfn,
-                });
-                requester.attach(fn);
-                return fn;
-              },
+/** A probe with one virtual function enabled. */
+function withVirtualFunction() {
+  const requesters: Requester[] = [];
+  const world: World = new World({
+    devices: [],
+    probes: {
+      probe: {
+        function: {
+          sriov: {
+            totalVfs: 2, vfDeviceId: 2,
+            createVf: (physfn, index) => {
+              const { clock, scheduler, timing } = world.host;
+              const requester = new Requester({ name: `vf${index}`, clock, scheduler, timing });
+              requesters.push(requester);
+              const fn = new PciFunction({
+                name: `vf${index}`, vendorId: 0x1234, deviceId: 2, classCode: 0x12_0000, flr: true, e2eTlpPrefix: true, deviceType: PCI_EXP_TYPE_RC_END,
+                ats: { queueDepth: 32, pageAligned: true }, client: requester, physfn,
+              });
+              requester.attach(fn);
+              return fn;
             },
           },
         },
       },
-    });
-    const probe = world.probe();
-    const vf = world.run(world.host.pci.enableSriov(probe.pci, 1))[0]!;
-    vf.setMaster(true);
-    probe.pci.setMaster(true);
-    return { world, probe, vf, requester: requesters[0]! };
-  }
+    },
+  });
+  const probe = world.probe();
+  const vf = world.run(world.host.pci.enableSriov(probe.pci, 1))[0]!;
+  vf.setMaster(true);
+  probe.pci.setMaster(true);
+  return { world, probe, vf, requester: requesters[0]! };
+}
 
+describe('virtual functions', () => {
   it("scenario 31: a virtual function's page requests cannot be enabled without its physical function's", () => {
     const { world, vf } = withVirtualFunction();
     expect(world.refused(world.core.devEnableFeature(vf, 'IOPF'))).toBe('EINVAL');
@@ -96,6 +97,16 @@ describe('virtual functions', () => {
     expect(world.records('pci:page_request').map(({ source }) => source)).toEqual([vf.sourceId]);
     expect(world.present(program.process.mm, page)).toBe(true);
     world.run(world.core.svaUnbind(vf, pasid));
+    world.finish();
+  });
+});
+
+describe('a translation unit', () => {
+  it("E36: of a virtual function that differs from its physical function's is EINVAL", () => {
+    const { world, vf } = withVirtualFunction();
+    vf.disableAts();
+    expect(world.refused(() => vf.enableAts(13))).toBe('EINVAL');
+    vf.enableAts(12);
     world.finish();
   });
 });

@@ -6,7 +6,7 @@
 import { expect } from 'vitest';
 import { createMachineSync, type Machine, type MachineOptions } from '../../harness/machine.js';
 import type { Summary } from '../../harness/summary.js';
-import type { Topology, TopologyInput } from '../../harness/topology/schema.js';
+import type { TopologyInput } from '../../harness/topology/schema.js';
 import type { Program } from '../../harness/scenario/program.js';
 import type { Mm } from '../../host/mm/mm.js';
 import type { DmaClient } from '../../host/pci/dma-port.js';
@@ -233,10 +233,14 @@ export class World {
   }
 }
 
+/** An mm_exit that has nothing to wait for. */
+/* oxlint-disable-next-line require-yield -- nothing to wait for */
+export function* silentExit(): Steps<number> {
+  return 0;
+}
+
 /** A machine with one probe on which SVA is on. */
 export function probeWorld(options: WorldOptions = {}): { world: World; probe: Probe } {
   const world = new World({ devices: [], probes: { probe: {} }, ...options });
   return { world, probe: world.probe().enableSva() };
 }
-
-export type { Topology };

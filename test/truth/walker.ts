@@ -1,11 +1,12 @@
 /**
- * A second opinion on VT-d address translation: one slow, plain reading of the architecture specification (rev 4.1,
- * chapters 3, 4, 7 and 9) that shares nothing with the product's model. Bits are literals; the only input is memory,
- * the raw capability registers, the root table and the request. Nothing is cached and nothing is written: the accessed
- * and dirty bits that hardware would set are returned.
+ * A second opinion on VT-d address translation: one slow, plain reading of the architecture specification (rev 5.10,
+ * chapters 3, 4, 7 and 9, with execute requests as revisions before 4.1 had them) that shares nothing with the product's
+ * model. Bits are literals; the only input is memory, the raw capability registers, the root table and the request.
+ * Nothing is cached and nothing is written: the bits that hardware sets in tables are returned.
  *
- * Checked against QEMU hw/i386/intel_iommu.c, VirtualBox include/VBox/iommu-intel.h (fault codes and reserved fields
- * by table), and Linux drivers/iommu/intel/{iommu.h,pasid.h,pasid.c,dmar.c}.
+ * Second sources: QEMU hw/i386/intel_iommu.c, VirtualBox include/VBox/iommu-intel.h (fault codes, reserved fields), Linux
+ * drivers/iommu/intel/{iommu.h,pasid.h,pasid.c,dmar.c}. Where the text leaves the order of two faults open, the order
+ * is QEMU's: in first-level and legacy walks a missing right ends the walk where it is missing.
  */
 
 /** What the walker knows of the hardware: CAP_REG, ECAP_REG and the host address width of the platform. */
@@ -15,7 +16,7 @@ export interface Hardware {
   readonly hostAddressWidth: number;
 }
 
-export type RequestKind = 'untranslated' | 'translation' | 'translated';
+export type RequestKind = 'untranslated' | 'translation' | 'translated' | 'page';
 
 export interface Request {
   readonly sourceId: number;
@@ -32,23 +33,28 @@ export interface Request {
 }
 
 export interface Outcome {
-  /** 0: granted. */
+  /** Fault reason met; 0 without one. PROTOCOL_ERROR: refused, and there is nothing to record. */
   readonly reason: number;
-  /** With a reason: no fault processing disable bit suppresses the record. */
-  readonly recorded: boolean;
+  /** Completion status; a translation request may succeed with a reason and no rights. */
+  readonly status: 'success' | 'UR' | 'CA';
+  /** The fault is recorded; `either` where recorded implementations contradict the text. */
+  readonly recorded: boolean | 'either';
   readonly address: bigint;
   /** Bytes that the leaf covers; of both stages the smaller. */
   readonly size: bigint;
   readonly read: boolean;
   readonly write: boolean;
   readonly execute: boolean;
-  /** Supervisor rights hold (the request was privileged and allowed). */
+  /** PRIV and U of a translation completion. */
   readonly privileged: boolean;
-  /** An untranslated write without PASID to 0xFEEx_xxxx: an interrupt request, outside of DMA remapping. */
-  readonly interrupt: boolean;
-  /** New values of table words, by address. */
-  readonly updates: ReadonlyMap<bigint, bigint>;
+  readonly untranslatedOnly: boolean;
+  /** Bits that are set in table words, by address. */
+  readonly sets: ReadonlyMap<bigint, bigint>;
+  /** Bits that may be set besides: accessed bits of walks that failed, dirty bits of pages that hold first-level tables. */
+  readonly maySet: ReadonlyMap<bigint, bigint>;
 }
+
+export const PROTOCOL_ERROR = -1;
 
 /** An aligned 64-bit load; undefined where there is no memory. */
 export type Load = (address: bigint) => bigint | undefined;
@@ -56,11 +62,20 @@ export type Load = (address: bigint) => bigint | undefined;
 const bit = (word: bigint, n: number): boolean => ((word >> BigInt(n)) & 1n) === 1n;
 const field = (word: bigint, high: number, low: number): bigint => (word >> BigInt(low)) & ((1n << BigInt(high - low + 1)) - 1n);
 
-/** A walked table word: where it is and what it held. */
-interface Entry {
-  readonly address: bigint;
-  word: bigint;
-}
+/** 51:12 of a paging entry. */
+const ADDRESS = 0xf_ffff_ffff_f000n;
+const A = 0x20n, D = 0x40n, EA = 0x400n, SS_A = 0x100n, SS_D = 0x200n;
+
+/** Table 30, column "Qualified": no. */
+const UNQUALIFIED = new Set([0x1, 0x8, 0x9, 0xa, 0x29, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x40, 0x50, 0x58]);
+/** Table 30 calls LCT.3 and SCT.3 qualified; QEMU records them whatever FPD says, and golden vectors hold it. */
+const DISPUTED = new Set([0xb, 0x42]);
+/** Table 30, columns of translation requests: "Success with R=W=U=S=0" or "with effective permission". */
+const RECOVERABLE = new Set([
+  0x4, 0x5, 0x6, 0x51, 0x59, 0x5c, 0x5d, 0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x76, 0x77, 0x79, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x91,
+]);
+/** The same columns: "UR"; what is left is "CA". */
+const UNSUPPORTED = new Set([0x1, 0x2, 0xd, 0x31, 0x33, 0x39, 0x41, 0x44, 0x45, 0x46, 0x48, 0x89]);
 
 /** What a stage makes of one address. */
 interface Stage {
@@ -71,55 +86,68 @@ interface Stage {
   readonly execute: boolean;
 }
 
-/** Chapter 7: faults that FPD does not silence (tables of section 7.1.3, column "qualified" = no). */
-const UNQUALIFIED = new Set([0x1, 0x8, 0x9, 0xa, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x40, 0x50, 0x58]);
+interface SecondStageCodes {
+  readonly topAccess: number;
+  readonly access: number;
+  readonly reserved: number;
+  readonly noRead: number;
+  readonly noWrite: number;
+}
 
-/** Section 7.2: what a translation request meets as "no rights here" instead of an error. */
-export const RECOVERABLE: ReadonlySet<number> = new Set([
-  0x4, 0x5, 0x6, 0x71, 0x74, 0x75, 0x76, 0x77, 0x79, 0x80, 0x81, 0x82, 0x84, 0x85, 0x86,
-]);
+/** LCT.4.3, LSS.1, LSS.2, LGN.3, LGN.2 */
+const LEGACY: SecondStageCodes = { topAccess: 0x3, access: 0x7, reserved: 0xc, noRead: 0x6, noWrite: 0x5 };
+/** SSS.4, SSS.1, SSS.3, SGN.7, SGN.6 */
+const SCALABLE: SecondStageCodes = { topAccess: 0x7b, access: 0x78, reserved: 0x7a, noRead: 0x86, noWrite: 0x85 };
+/** The address of a first-stage entry: SFS.6 or SFS.7 without the right to read it, SFS.8 without the right to update it. */
+const TOP_TABLE: SecondStageCodes = { ...SCALABLE, noRead: 0x75, noWrite: 0x77 };
+const TABLE: SecondStageCodes = { ...SCALABLE, noRead: 0x76, noWrite: 0x77 };
 
 class Walk {
   /** The first fault met. */
   reason = 0;
   faultProcessingDisabled = false;
-  interrupt = false;
+  untranslatedOnly = false;
+  /** The privilege that the tables see: PR, or RID_PRIV without PASID. */
   privileged: boolean;
-  readonly updates = new Map<bigint, bigint>();
+  readonly sets = new Map<bigint, bigint>();
+  readonly maySet = new Map<bigint, bigint>();
   private readonly load: Load;
   private readonly hardware: Hardware;
   private readonly request: Request;
-  /** Second-stage tables in force: root, levels, input width, accessed/dirty enabled; of the context or PASID entry. */
+  private readonly wantsWrite: boolean;
+  // second stage of the context or PASID entry: root, levels, accessed and dirty bits
   private ssRoot = 0n;
   private ssLevels = 0;
   private ssAccessedDirty = false;
-  private snoopReserved: boolean;
 
   constructor(load: Load, hardware: Hardware, request: Request) {
     this.load = load;
     this.hardware = hardware;
     this.request = request;
     this.privileged = request.pasid !== undefined && request.privileged;
-    // ECAP.SC (7): bit 11 of a second-stage leaf is SNP, without it reserved
-    this.snoopReserved = !bit(hardware.ecap, 7);
+    // ECAP.NWFS (33)
+    this.wantsWrite = request.kind === 'translation' ? !(request.noWrite && bit(hardware.ecap, 33)) : request.write;
   }
 
   run(rootTable: bigint, mode: number): Stage | undefined {
     const { request, hardware } = this;
+    const { kind } = request;
     const hasPasid = request.pasid !== undefined;
-    const inInterruptRange = isInterruptAddress(request.address);
-    // section 3.14: without PASID this range never reaches DMA remapping
-    if (request.kind === 'untranslated' && !hasPasid && inInterruptRange && request.write) {
-      this.interrupt = true;
-      return { address: request.address, size: 0x1000n, read: false, write: true, execute: false };
+    // ATS and PRI without ECAP.DT or ECAP.PRS; section 4.2.1 for translated requests with PASID
+    if ((kind === 'translation' || kind === 'translated') && !bit(hardware.ecap, 2)) return this.fault(PROTOCOL_ERROR);
+    if (kind === 'page' && !bit(hardware.ecap, 29)) return this.fault(PROTOCOL_ERROR);
+    if (kind === 'translated' && hasPasid) return this.fault(PROTOCOL_ERROR);
+    // section 3.15: untranslated requests without PASID to the interrupt range never reach DMA remapping
+    if (kind === 'untranslated' && !hasPasid && isInterruptAddress(request.address)) {
+      return request.write ? { address: request.address, size: 0x1000n, read: false, write: true, execute: false } : this.fault(0x29);
     }
     if (mode === 0) {
+      if (kind === 'page') return this.fault(0x32);
       if (hasPasid) return this.fault(0x31);
       return this.legacy(rootTable);
     }
     if (mode === 1 && bit(hardware.ecap, 43)) return this.scalable(rootTable);
-    if (mode === 3 && bit(hardware.ecap, 52)) return this.fault(0x33);
-    return this.fault(0x30);
+    return this.fault(mode === 3 && bit(hardware.ecap, 52) ? 0x33 : 0x30);
   }
 
   // ---- legacy mode (sections 3.4.2, 9.1, 9.3)
@@ -127,39 +155,40 @@ class Walk {
   private legacy(rootTable: bigint): Stage | undefined {
     const { request, hardware } = this;
     const bus = BigInt(request.sourceId >> 8), devfn = BigInt(request.sourceId & 0xff);
-    const rootLow = this.load(rootTable + bus * 16n), rootHigh = this.load(rootTable + bus * 16n + 8n);
-    if (rootLow === undefined || rootHigh === undefined) return this.fault(0x8);
-    if (!bit(rootLow, 0)) return this.fault(0x1);
-    if ((rootLow & 0xffen) !== 0n || this.beyondHost(rootLow) || rootHigh !== 0n) return this.fault(0xa);
+    const root = this.loadAll(rootTable + bus * 16n, 2);
+    if (root === undefined) return this.fault(0x8);
+    if (!bit(root[0]!, 0)) return this.fault(0x1);
+    if ((root[0]! & 0xffen) !== 0n || this.beyondHost(root[0]!) || root[1] !== 0n) return this.fault(0xa);
 
-    const context = (rootLow & ~0xfffn) + devfn * 16n;
-    const low = this.load(context), high = this.load(context + 8n);
-    if (low === undefined || high === undefined) return this.fault(0x9);
+    const context = this.loadAll((root[0]! & ~0xfffn) + devfn * 16n, 2);
+    if (context === undefined) return this.fault(0x9);
+    const [low, high] = context as [bigint, bigint];
     this.faultProcessingDisabled = bit(low, 1);
     if (!bit(low, 0)) return this.fault(0x2);
-    // 11:4 reserved; 7 and 63:24 of the high word reserved, 6:3 ignored
-    if ((low & 0xff0n) !== 0n || this.beyondHost(low) || bit(high, 7) || high >> 24n !== 0n) return this.fault(0xb);
-
     const type = field(low, 3, 2);
+    // 11:4, 71, 127:88 reserved, 70:67 ignored; SSPTPTR ignored for pass-through; DID beyond CAP.ND reserved
+    const domainIdBits = 4n + 2n * field(hardware.cap, 2, 0);
+    const pointerReserved = type !== 2n && this.beyondHost(low);
+    if ((low & 0xff0n) !== 0n || pointerReserved || bit(high, 7) || high >> 24n !== 0n || field(high, 23, 8) >> domainIdBits !== 0n) return this.fault(0xb);
+
     const levels = this.secondStageLevels(field(high, 2, 0));
-    if (type === 3n || (type === 1n && !bit(hardware.ecap, 2)) || (type === 2n && !bit(hardware.ecap, 6))) return this.fault(0x3);
-    // also for pass-through, where software has to program the largest width
-    if (levels === 0) return this.fault(0x3);
+    if (type === 3n || (type === 1n && !bit(hardware.ecap, 2)) || (type === 2n && !bit(hardware.ecap, 6)) || levels === 0) return this.fault(0x3);
     if (request.kind !== 'untranslated' && type !== 1n) return this.fault(0xd);
-    if (request.kind === 'translated') return this.direct(0x4, 0xe);
-    if (type === 2n) return this.direct(0x4, 0xe);
+    if (request.kind === 'translated' || type === 2n) return this.direct(0x4, 0xe);
+    if (request.kind === 'translation' && isInterruptAddress(request.address)) return this.interruptRange();
 
     this.ssRoot = low & ~0xfffn;
     this.ssLevels = levels;
-    const leaf = this.secondStage(request.address, LEGACY, request.write ? 'write' : 'read', true);
+    if (this.beyondWidth(request.address)) return this.fault(0x4);
+    const leaf = this.secondStage(request.address, LEGACY, request.write, true);
     return leaf === undefined ? undefined : this.checkOutput(leaf, 0xe);
   }
 
   // ---- scalable mode (sections 3.4.3, 9.2, 9.4 to 9.6)
 
   private scalable(rootTable: bigint): Stage | undefined {
-    const { request, hardware } = this;
-    const { ecap } = hardware;
+    const { request } = this;
+    const { ecap } = this.hardware;
     const bus = BigInt(request.sourceId >> 8), devfn = request.sourceId & 0xff;
     // an entry is 16 bytes: devfn 0 to 0x7f in the lower half, 0x80 and up in the upper
     const root = this.load(rootTable + bus * 16n + (devfn >= 0x80 ? 8n : 0n));
@@ -167,26 +196,37 @@ class Walk {
     if (!bit(root, 0)) return this.fault(0x39);
     if ((root & 0xffen) !== 0n || this.beyondHost(root)) return this.fault(0x3a);
 
-    const at = (root & ~0xfffn) + BigInt(devfn & 0x7f) * 32n;
-    const context = this.loadAll(at, 4);
+    const context = this.loadAll((root & ~0xfffn) + BigInt(devfn & 0x7f) * 32n, 4);
     if (context === undefined) return this.fault(0x40);
     const [c0, c1, c2, c3] = context as [bigint, bigint, bigint, bigint];
     this.faultProcessingDisabled = bit(c0, 1);
     if (!bit(c0, 0)) return this.fault(0x41);
-    const contextReserved =
+    const ridPasid = field(c1, 19, 0);
+    const reserved =
       (c0 & 0x1e0n) !== 0n || this.beyondHost(c0) || c1 >> 21n !== 0n || c2 !== 0n || c3 !== 0n ||
-      (bit(c0, 2) && !bit(ecap, 2)) || // DTE without ECAP.DT
-      (bit(c0, 3) && !bit(ecap, 40)) || // PASIDE without ECAP.PASID
-      (bit(c0, 4) && !bit(ecap, 29)) || // PRE without ECAP.PRS
-      (bit(c1, 20) && !bit(ecap, 53)); // RID_PRIV without ECAP.RPRIVS
-    if (contextReserved) return this.fault(0x42);
-    if (request.kind !== 'untranslated' && !bit(c0, 2)) return this.fault(0x44);
-    if (request.pasid !== undefined && !bit(c0, 3)) return this.fault(0x45);
-    const pasid = request.pasid === undefined ? field(c1, 19, 0) : BigInt(request.pasid);
-    // a directory has 2^(PDTS+7) entries, each for 64 PASIDs
-    if (pasid >> 6n >= 1n << (field(c0, 11, 9) + 7n)) return this.fault(request.pasid === undefined ? 0x48 : 0x46);
-    if (request.pasid === undefined) this.privileged = bit(c1, 20);
+      (bit(c0, 2) && !bit(ecap, 2)) || // DTE without DT
+      (bit(c0, 3) && !bit(ecap, 40)) || // PASIDE without PASID
+      (bit(c0, 4) && !bit(ecap, 29)) || // PRE without PRS
+      (bit(c1, 20) && !bit(ecap, 53)) || // RID_PRIV without RPRIVS
+      (ridPasid !== 0n && !bit(ecap, 49)); // RID_PASID without RPS
+    if (reserved) return this.fault(0x42);
+    // SCT.4: PRE without DTE; RID_PASID beyond a directory of 2^(PDTS+7) entries, each for 64 PASIDs
+    const directoryEntries = 1n << (field(c0, 11, 9) + 7n);
+    if ((bit(c0, 4) && !bit(c0, 2)) || ridPasid >> 6n >= directoryEntries) return this.fault(0x43);
+    if ((request.kind === 'translation' || request.kind === 'translated') && !bit(c0, 2)) return this.fault(0x44);
+    if (request.kind === 'page' && !bit(c0, 4)) return this.fault(0x47);
     if (request.kind === 'translated') return this.direct(0x83, 0x87);
+    if (request.kind === 'translation' && request.pasid === undefined && isInterruptAddress(request.address)) return this.interruptRange();
+    let pasid = ridPasid;
+    if (request.pasid === undefined) this.privileged = bit(c1, 20);
+    else {
+      pasid = BigInt(request.pasid);
+      if (!bit(c0, 3)) return this.fault(0x45);
+      if (pasid >> 6n >= directoryEntries) return this.fault(0x46);
+      if (pasid === ridPasid) return this.fault(0x48);
+      // ECAP.PSS (39:35): PASIDs of PSS + 1 bits
+      if (pasid >> (field(ecap, 39, 35) + 1n) !== 0n) return this.fault(0x89);
+    }
 
     const directory = this.load((c0 & ~0xfffn) + (pasid >> 6n) * 8n);
     if (directory === undefined) return this.fault(0x50);
@@ -203,42 +243,49 @@ class Walk {
 
   /** Section 9.6. */
   private pasidEntry(entry: readonly bigint[]): Stage | undefined {
-    const { request, hardware } = this;
-    const { cap, ecap } = hardware;
+    const { request } = this;
+    const { cap, ecap } = this.hardware;
     const [e0, e1, e2] = entry as [bigint, bigint, bigint];
     const type = field(e0, 8, 6);
     const usesFirst = type === 1n || type === 3n, usesSecond = type === 2n || type === 3n;
+    const domainIdBits = 4n + 2n * field(cap, 2, 0);
     const reserved =
       (e0 & 0xc20n) !== 0n || // 11:10, and 5
       (e1 & 0x7f0000n) !== 0n || // 86:80
       (e2 & 0xf00n) !== 0n || // 139:136
       entry.slice(3).some((word) => word !== 0n) ||
+      this.beyondHost(e0) || this.beyondHost(e2) ||
+      field(e1, 15, 0) >> domainIdBits !== 0n ||
       (bit(e0, 9) && !bit(ecap, 45)) || // SSADE without SSADS
+      (bit(e1, 23) && !bit(ecap, 48)) || // PWSNP without SMPWC
+      (bit(e1, 24) && !bit(ecap, 7)) || // PGSNP without SC
+      (e1 >> 25n !== 0n && !bit(ecap, 25)) || // CD, EMTE, PAT without MTS
       (bit(e2, 0) && !bit(ecap, 31)) || // SRE without SRS
       (bit(e2, 1) && !bit(ecap, 30)) || // ERE without ERS
-      (bit(e2, 7) && !bit(ecap, 34)) || // EAFE without EAFS
-      (usesSecond && this.beyondHost(e0)) ||
-      (type === 1n && this.beyondHost(e2));
+      (bit(e2, 7) && !bit(ecap, 34)); // EAFE without EAFS
     if (reserved) return this.fault(0x5a);
 
     const typeSupported =
       (type === 1n && bit(ecap, 47)) || (type === 2n && bit(ecap, 46)) || (type === 3n && bit(ecap, 26)) || (type === 4n && bit(ecap, 6));
     if (!typeSupported) return this.fault(0x5b);
-    const levels = usesSecond ? this.secondStageLevels(field(e0, 4, 2)) : 0;
-    if (usesSecond && levels === 0) return this.fault(0x5b);
-    // FSPM: 0 four levels, 1 five levels (CAP.FL5LP), others reserved
+    if (usesSecond) {
+      this.ssLevels = this.secondStageLevels(field(e0, 4, 2));
+      if (this.ssLevels === 0) return this.fault(0x5b);
+      this.ssRoot = e0 & ~0xfffn;
+      this.ssAccessedDirty = bit(e0, 9);
+    }
+    // FSPM: 0 four levels, 1 five levels (CAP.FS5LP), others reserved; FSPTPTR within the second stage when nested
     const mode = field(e2, 3, 2);
     if (usesFirst && (mode > 1n || (mode === 1n && !bit(cap, 60)))) return this.fault(0x5b);
-    if (request.pasid !== undefined && request.execute && !bit(e2, 1)) return this.fault(0x5c);
+    if (type === 3n && this.beyondWidth(e2 & ~0xfffn)) return this.fault(0x5b);
+    if (request.kind === 'page') return { address: 0n, size: 0n, read: false, write: false, execute: false };
     if (this.privileged && !bit(e2, 0)) return this.fault(0x5d);
+    if (request.pasid !== undefined && request.execute && !bit(e2, 1)) return this.fault(0x5c);
 
     if (type === 4n) return this.direct(0x83, 0x87);
-    this.ssRoot = e0 & ~0xfffn;
-    this.ssLevels = levels;
-    this.ssAccessedDirty = bit(e0, 9);
-    const access = request.write ? 'write' : 'read';
     if (type === 2n) {
-      const leaf = this.secondStage(request.address, SCALABLE, access, true);
+      if (this.beyondWidth(request.address)) return this.fault(0x84);
+      const leaf = this.secondStage(request.address, SCALABLE, request.write, true);
       return leaf === undefined ? undefined : this.checkOutput(leaf, 0x87);
     }
     const leaf = this.firstStage(e2, mode === 1n ? 5 : 4, type === 3n);
@@ -253,54 +300,64 @@ class Walk {
     return Number(aw) + 2;
   }
 
+  /** Above the smaller of MGAW and the entry's AW. */
+  private beyondWidth(address: bigint): boolean {
+    const width = Math.min(Number(field(this.hardware.cap, 21, 16)) + 1, this.ssLevels * 9 + 12);
+    return address >> BigInt(width) !== 0n;
+  }
+
   /**
    * One address through the second stage.
-   * @param access the right that is needed; for a translation request of a leaf no right is needed, all are reported
+   * @param write the right that is needed; the result of a translation request needs none and reports all
    * @param final false for the address of a first-stage entry
    */
-  private secondStage(address: bigint, codes: SecondStageCodes, access: 'read' | 'write', final: boolean): Stage | undefined {
-    const { cap } = this.hardware;
-    const width = BigInt(Math.min(Number(field(cap, 21, 16)) + 1, this.ssLevels * 9 + 12));
-    if (address >> width !== 0n) return this.fault(codes.beyondWidth);
-    const walked: Entry[] = [];
+  private secondStage(address: bigint, codes: SecondStageCodes, write: boolean, final: boolean): Stage | undefined {
+    const asks = final && this.request.kind === 'translation';
+    const legacy = codes === LEGACY;
     let table = this.ssRoot;
-    let read = true, write = true;
+    let reads = true, writes = true;
     for (let level = this.ssLevels - 1; ; level--) {
       const shift = BigInt(12 + 9 * level);
       const at = table + ((address >> shift) & 0x1ffn) * 8n;
-      const word = this.current(at);
+      const word = this.load(at);
       if (word === undefined) return this.fault(level === this.ssLevels - 1 ? codes.topAccess : codes.access);
-      if (!bit(word, 0) && !bit(word, 1)) return this.fault(codes.notPresent ?? (access === 'write' ? codes.noWrite : codes.noRead));
+      const missing = write ? codes.noWrite : codes.noRead;
+      if (!bit(word, 0) && !bit(word, 1)) return this.fault(legacy ? missing : 0x79);
+      if (legacy && !asks && !bit(word, write ? 1 : 0)) return this.fault(missing);
       const leaf = level === 0 || (bit(word, 7) && (level === 1 || level === 2));
       if (this.secondStageReserved(word, level, leaf)) return this.fault(codes.reserved);
-      walked.push({ address: at, word });
-      read &&= bit(word, 0);
-      write &&= bit(word, 1);
+      reads &&= bit(word, 0);
+      writes &&= bit(word, 1);
+      if (this.ssAccessedDirty) this.mark(at, SS_A);
       if (!leaf) {
-        table = word & 0xf_ffff_ffff_f000n;
+        table = word & ADDRESS;
         continue;
       }
-      const translation = final && this.request.kind === 'translation';
-      if (!translation) {
-        if (access === 'write' && !write) return this.fault(codes.noWrite);
-        if (access === 'read' && !read) return this.fault(codes.noRead);
+      // SSS.2: nothing is permitted by all entries
+      if (!reads && !writes) return this.fault(legacy ? missing : 0x79);
+      if (!asks) {
+        if (write && !writes) return this.fault(codes.noWrite);
+        if (!write && !reads) return this.fault(codes.noRead);
+        // section 3.8.1: with SSADE first-stage tables have to be writable even to be read
+        if (!final && this.ssAccessedDirty && !writes) return this.fault(0x77);
       }
-      if (this.ssAccessedDirty && (!translation || read || write)) {
-        const dirties = translation ? write && !this.request.noWrite : access === 'write';
-        walked.forEach((entry, i) => this.set(entry, 0x100n | (dirties && i === walked.length - 1 ? 0x200n : 0n)));
+      if (this.ssAccessedDirty) {
+        if (!final) {
+          if (write) this.mark(at, SS_D);
+          this.allow(at, SS_D);
+        } else if (writes && this.wantsWrite) this.dirty.push([at, SS_D]);
       }
       const size = 1n << shift;
-      const base = word & 0xf_ffff_ffff_f000n & ~(size - 1n);
-      return { address: base | (address & (size - 1n)), size, read, write, execute: read };
+      const base = word & ADDRESS & ~(size - 1n);
+      return { address: base | (address & (size - 1n)), size, read: reads, write: writes, execute: reads };
     }
   }
 
   private secondStageReserved(word: bigint, level: number, leaf: boolean): boolean {
-    if ((word & 0xf_ffff_ffff_f000n) >> BigInt(this.hardware.hostAddressWidth) !== 0n) return true;
-    if (bit(word, 62)) return true;
+    if ((word & ADDRESS) >> BigInt(this.hardware.hostAddressWidth) !== 0n || bit(word, 62)) return true;
     if (!leaf) return bit(word, 11) || bit(word, 7);
-    if (bit(word, 11) && this.snoopReserved) return true;
-    // CAP.SPS: bit 34 for 2 MiB, 35 for 1 GiB; without it bit 7 is reserved
+    // SNP needs ECAP.SC (7); CAP.SSLPS: bit 34 for 2 MiB, 35 for 1 GiB, else bit 7 is reserved
+    if (bit(word, 11) && !bit(this.hardware.ecap, 7)) return true;
     if (level === 1) return !bit(this.hardware.cap, 34) || (word & 0x1f_f000n) !== 0n;
     if (level === 2) return !bit(this.hardware.cap, 35) || (word & 0x3fff_f000n) !== 0n;
     return false;
@@ -309,98 +366,94 @@ class Walk {
   // ---- first stage (sections 3.6, 9.7), nested (3.8)
 
   private firstStage(e2: bigint, levels: number, nested: boolean): Stage | undefined {
-    const { request, hardware } = this;
+    const { request, hardware, privileged } = this;
     const { address } = request;
+    const asks = request.kind === 'translation';
     const width = BigInt(levels * 9 + 12);
     const high = address >> (width - 1n);
     if (high !== 0n && high !== (1n << (65n - width)) - 1n) return this.fault(0x80);
-    const nxe = bit(e2, 5), wpe = bit(e2, 4), smep = bit(e2, 6), eafe = bit(e2, 7);
-    const walked: { entry: Entry; host: Stage | undefined; guest: bigint }[] = [];
+    // WPE, NXE, SMEP, EAFE
+    const writeProtect = bit(e2, 4), noExecute = bit(e2, 5), smep = bit(e2, 6), eafe = bit(e2, 7);
+    const accessed = eafe ? A | EA : A;
     let table = e2 & ~0xfffn;
     let user = true, writable = true, executable = true;
     for (let level = levels - 1; ; level--) {
       const top = level === levels - 1;
       const shift = BigInt(12 + 9 * level);
       const guest = table + ((address >> shift) & 0x1ffn) * 8n;
-      let host: Stage | undefined;
-      if (nested) {
-        host = this.secondStage(guest, top ? NESTED_TOP_ENTRY : NESTED_ENTRY, 'read', false);
-        if (host === undefined) return undefined;
-      }
+      const host = nested ? this.secondStage(guest, top ? TOP_TABLE : TABLE, false, false) : undefined;
+      if (nested && host === undefined) return undefined;
       const at = host?.address ?? guest;
-      const word = this.current(at);
+      const word = this.load(at);
       if (word === undefined) return this.fault(top ? 0x73 : 0x70);
       if (!bit(word, 0)) return this.fault(0x71);
+      user &&= bit(word, 2);
+      writable &&= bit(word, 1);
+      executable &&= !(noExecute && bit(word, 63));
+      if (!user && !privileged) return this.fault(0x81);
+      const writeRight = writable || (privileged && !writeProtect);
+      if (!asks && request.write && !writeRight) return this.fault(0x85);
+      const ask = !asks && request.pasid !== undefined && request.execute;
+      if (ask && !executable) return this.fault(0x82);
       const leaf = level === 0 || (bit(word, 7) && (level === 1 || level === 2));
       const reserved =
-        (word & 0xf_ffff_ffff_f000n) >> BigInt(hardware.hostAddressWidth) !== 0n ||
-        (bit(word, 63) && !nxe) ||
+        (word & ADDRESS) >> BigInt(hardware.hostAddressWidth) !== 0n ||
         (bit(word, 7) && !leaf) ||
         (leaf && level === 1 && (word & 0x1f_e000n) !== 0n) ||
         (leaf && level === 2 && ((word & 0x3fff_e000n) !== 0n || !bit(hardware.cap, 56)));
       if (reserved) return this.fault(0x72);
-      walked.push({ entry: { address: at, word }, host, guest });
-      user &&= bit(word, 2);
-      writable &&= bit(word, 1);
-      executable &&= !bit(word, 63);
+      const executeRight = executable && !(privileged && smep && user);
+      if (leaf && ask && !executeRight) return this.fault(0x82);
+      if (!this.update(at, word, accessed, nested, guest, top)) return undefined;
+      const size = leaf ? 1n << shift : 0x1000n;
+      const output = leaf ? (word & ADDRESS & ~(size - 1n)) | (address & (size - 1n)) : word & ADDRESS;
+      if (nested && this.beyondWidth(output)) return this.fault(0x74);
       if (!leaf) {
-        table = word & 0xf_ffff_ffff_f000n;
+        table = output;
         continue;
       }
-
-      const size = 1n << shift;
-      const output = (word & 0xf_ffff_ffff_f000n & ~(size - 1n)) | (address & (size - 1n));
-      const readRight = user || this.privileged;
-      const writeRight = readRight && (writable || (this.privileged && !wpe));
-      const executeRight = readRight && executable && !(this.privileged && smep && user);
-      const translation = request.kind === 'translation';
-      if (!readRight) return this.fault(0x81);
-      if (!translation) {
-        if (request.execute && !executeRight) return this.fault(0x82);
-        if (request.write && !writeRight) return this.fault(0x85);
+      const first: Stage = { address: output, size, read: true, write: writeRight, execute: executeRight };
+      let result = first;
+      if (nested) {
+        const second = this.secondStage(output, SCALABLE, request.write, true);
+        if (second === undefined) return undefined;
+        result = {
+          address: second.address,
+          size: second.size < size ? second.size : size,
+          read: second.read,
+          write: writeRight && second.write,
+          execute: executeRight && second.execute,
+        };
+        if (!result.write) this.dirty.length = 0;
       }
-      return this.finishFirstStage({ address: output, size, read: readRight, write: writeRight, execute: executeRight }, walked, nested, eafe);
+      if (result.write && this.wantsWrite && !this.update(at, word, D, nested, guest, top)) return undefined;
+      return result;
     }
   }
 
-  /** The leaf's own address through the second stage, then accessed and dirty bits of the first (section 3.6.2). */
-  private finishFirstStage(
-    first: Stage,
-    walked: readonly { entry: Entry; host: Stage | undefined; guest: bigint }[],
-    nested: boolean,
-    eafe: boolean,
-  ): Stage | undefined {
-    const { request } = this;
-    const translation = request.kind === 'translation';
-    let result = first;
-    if (nested) {
-      const second = this.secondStage(first.address, SCALABLE, request.write ? 'write' : 'read', true);
-      if (second === undefined) return undefined;
-      result = {
-        address: second.address,
-        size: second.size < first.size ? second.size : first.size,
-        read: first.read && second.read,
-        write: first.write && second.write,
-        execute: first.execute && second.execute,
-      };
-    }
-    if (translation && !result.read && !result.write) return result;
-    const dirties = translation ? result.write && !request.noWrite : request.write;
-    for (const [i, { entry, host, guest }] of walked.entries()) {
-      const last = i === walked.length - 1;
-      const bits = 0x20n | (eafe ? 0x400n : 0n) | (dirties && last ? 0x40n : 0n);
-      if ((entry.word & bits) === bits) continue;
-      // the update is a write to the entry's guest address (section 3.8.2)
-      if (host !== undefined) {
-        if (!host.write) return this.fault(0x77);
-        if (this.secondStage(guest, NESTED_ENTRY, 'write', false) === undefined) return undefined;
-      }
-      this.set(entry, bits);
-    }
-    return result;
+  /** Sets flags of a first-stage entry, which is a write to its guest address when nested. */
+  private update(at: bigint, word: bigint, flags: bigint, nested: boolean, guest: bigint, top: boolean): boolean {
+    if ((word & flags) === flags) return true;
+    if (nested && this.secondStage(guest, top ? TOP_TABLE : TABLE, true, false) === undefined) return false;
+    this.mark(at, flags);
+    return true;
   }
 
   // ---- ends
+
+  /** Dirty bits that the final access sets once nothing stands against it. */
+  private readonly dirty: [bigint, bigint][] = [];
+
+  settle(granted: boolean): void {
+    if (granted) for (const [at, flags] of this.dirty) this.mark(at, flags);
+    else {
+      // section 3.6.2: accessed bits may be set for requests that fail; dirty bits only where the tables let the request
+      // pass and its result was refused (SGN.8)
+      for (const [at, flags] of this.sets) this.allow(at, flags);
+      if (this.reason === 0x87) for (const [at, flags] of this.dirty) this.allow(at, flags);
+      this.sets.clear();
+    }
+  }
 
   /** Pass-through and translated requests: the address itself. */
   private direct(beyondHost: number, interruptRange: number): Stage | undefined {
@@ -410,13 +463,19 @@ class Walk {
     return { address, size: 0x1000n, read: true, write: true, execute: true };
   }
 
-  /** Section 3.14: no request may be translated into the interrupt address range. */
+  /** Table 30, S.1 and S.2: a translation request without PASID for the interrupt range. */
+  private interruptRange(): Stage {
+    this.untranslatedOnly = this.wantsWrite;
+    return { address: this.request.address, size: 0x1000n, read: false, write: this.wantsWrite, execute: false };
+  }
+
+  /** Section 3.15: no request may be translated into the interrupt address range. */
   private checkOutput(leaf: Stage, reason: number): Stage | undefined {
     return isInterruptAddress(leaf.address) ? this.fault(reason) : leaf;
   }
 
   private fault(reason: number): undefined {
-    this.reason ||= reason;
+    this.reason = this.reason === 0 ? reason : this.reason;
     return undefined;
   }
 
@@ -434,35 +493,14 @@ class Walk {
     return words;
   }
 
-  /** A table word with the bits that this walk has already set. */
-  private current(address: bigint): bigint | undefined {
-    return this.updates.get(address) ?? this.load(address);
+  private mark(address: bigint, flags: bigint): void {
+    this.sets.set(address, (this.sets.get(address) ?? 0n) | flags);
   }
 
-  private set(entry: Entry, bits: bigint): void {
-    const word = this.current(entry.address)!;
-    if ((word & bits) !== bits) this.updates.set(entry.address, word | bits);
+  private allow(address: bigint, flags: bigint): void {
+    this.maySet.set(address, (this.maySet.get(address) ?? 0n) | flags);
   }
 }
-
-interface SecondStageCodes {
-  readonly topAccess: number;
-  readonly access: number;
-  /** Undefined: the right that is missing names the reason. */
-  readonly notPresent: number | undefined;
-  readonly reserved: number;
-  readonly noRead: number;
-  readonly noWrite: number;
-  readonly beyondWidth: number;
-}
-
-/** LCT.4, LSL.1, LGN.3, LGN.2, LSL.2, LGN.1 */
-const LEGACY: SecondStageCodes = { topAccess: 0x3, access: 0x7, notPresent: undefined, reserved: 0xc, noRead: 0x6, noWrite: 0x5, beyondWidth: 0x4 };
-/** SSS.4, SSS.1, SSS.2, SSS.3, SGN.7, SGN.6, SGN.5 */
-const SCALABLE: SecondStageCodes = { topAccess: 0x7b, access: 0x78, notPresent: 0x79, reserved: 0x7a, noRead: 0x86, noWrite: 0x85, beyondWidth: 0x84 };
-/** Of a first-stage entry's own address: SFS.6 and SFS.7 for the right, SFS.5 for the width. */
-const NESTED_TOP_ENTRY: SecondStageCodes = { topAccess: 0x7b, access: 0x78, notPresent: 0x75, reserved: 0x7a, noRead: 0x75, noWrite: 0x77, beyondWidth: 0x74 };
-const NESTED_ENTRY: SecondStageCodes = { topAccess: 0x7b, access: 0x78, notPresent: 0x76, reserved: 0x7a, noRead: 0x76, noWrite: 0x77, beyondWidth: 0x74 };
 
 function isInterruptAddress(address: bigint): boolean {
   return address >> 20n === 0xfeen;
@@ -472,16 +510,27 @@ function isInterruptAddress(address: bigint): boolean {
 export function walk(load: Load, hardware: Hardware, rootTable: bigint, mode: number, request: Request): Outcome {
   const walker = new Walk(load, hardware, request);
   const stage = walker.run(rootTable, mode);
+  const { reason } = walker;
+  walker.settle(reason === 0);
+  const asks = request.kind === 'translation';
+  const recoverable = asks && RECOVERABLE.has(reason);
+  let recorded: boolean | 'either' = reason > 0 && (UNQUALIFIED.has(reason) || !walker.faultProcessingDisabled);
+  if (DISPUTED.has(reason) && !recorded) recorded = 'either';
+  // section 7.1.2: not reported, but for SFS.10
+  if (recoverable && reason !== 0x91) recorded = false;
+  let status: Outcome['status'] = reason === 0 || recoverable ? 'success' : 'UR';
+  if (asks && status === 'UR' && reason > 0 && !UNSUPPORTED.has(reason)) status = 'CA';
+  const wantsWrite = !(request.noWrite && bit(hardware.ecap, 33));
   return {
-    reason: walker.reason,
-    recorded: walker.reason !== 0 && (UNQUALIFIED.has(walker.reason) || !walker.faultProcessingDisabled),
+    reason, status, recorded,
     address: stage?.address ?? 0n,
     size: stage?.size ?? 0n,
     read: stage?.read ?? false,
-    write: stage?.write ?? false,
-    execute: stage?.execute ?? false,
-    privileged: walker.privileged,
-    interrupt: walker.interrupt,
-    updates: walker.updates,
+    write: (stage?.write ?? false) && (!asks || wantsWrite),
+    execute: (stage?.execute ?? false) && (!asks || (request.execute && request.pasid !== undefined)),
+    privileged: asks && status === 'success' && request.pasid !== undefined && request.privileged,
+    untranslatedOnly: walker.untranslatedOnly,
+    sets: walker.sets,
+    maySet: walker.maySet,
   };
 }

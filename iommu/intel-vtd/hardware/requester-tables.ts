@@ -3,7 +3,7 @@
  * entry, PASID table entry (VT-d rev 4.1, sections 3.4 and 9.1 to 9.6), with the context cache and the PASID cache
  * (section 6.2). Cached entries stay in use until they are invalidated, whatever software does to the tables.
  * Entries that are not present or not valid are never cached, in caching mode neither (hardware may, need not).
- * Left out: memory types, snoop control of page walks (memory is coherent here), RPS and the extensions of rev 4 for trusted devices.
+ * Left out: memory types, snoop control of page walks (memory is coherent here), and the extensions of rev 5 for trusted devices.
  */
 import type { PhysicalMemory } from '../../../sim/memory.js';
 import { WORD } from '../../../sim/address.js';
@@ -120,7 +120,13 @@ export class RequesterTables {
   private readonly pasids: readonly PasidSlot[];
   /** Bits of a table pointer's high half that are beyond the host address width. */
   private readonly beyondHost: number;
-  private readonly ridPrivilegeSupported: boolean;
+  /** Reserved bits of a scalable context entry: low half of its first word, and of its second. */
+  private readonly contextReserved: number;
+  private readonly ridReserved: number;
+  private readonly pasidReserved: PasidEntryReserved;
+  private readonly domainIdMask: number;
+  /** First PASID that the unit does not support (PSS). */
+  private readonly pasidEnd: number;
   private readonly untaggedPasids: boolean;
 
   constructor(options: RequesterTablesOptions) {
@@ -132,7 +138,12 @@ export class RequesterTables {
     this.pasids = Array.from({ length: options.caching ? PASID_SLOTS : 1 }, () => new PasidSlot());
     this.beyondHost = beyondWidth(options.capabilities.hostAddressWidth);
     this.untaggedPasids = options.untaggedPasids === true;
-    this.ridPrivilegeSupported = ((options.capabilities.ecap >> 53n) & 1n) === 1n;
+    const c = options.capabilities;
+    this.contextReserved = 0x1e0 | (c.deviceTlb ? 0 : SM_CONTEXT_DTE) | (c.pasidBits > 0 ? 0 : SM_CONTEXT_PASIDE) | (c.pageRequests ? 0 : SM_CONTEXT_PRE);
+    this.ridReserved = 0xffe0_0000 | (c.ridPrivilege ? 0 : 0x10_0000) | (c.ridPasid ? 0 : 0xf_ffff);
+    this.domainIdMask = 2 ** c.domainIdBits - 1;
+    this.pasidEnd = 2 ** c.pasidBits;
+    this.pasidReserved = reservedOfPasidEntry(c, this.domainIdMask, this.beyondHost);
   }
 
   /** The context entry of a requester; undefined with `reason` and `fpd`. */
@@ -144,9 +155,8 @@ export class RequesterTables {
     this.fpd = false;
     if (this.mode === TTM_SCALABLE && this.capabilities.scalable) this.readScalableContext(sourceId, slot);
     else if (this.mode === TTM_LEGACY) this.readLegacyContext(sourceId, slot);
-    // abort-DMA records nothing; every other mode is an error of programming (RTA.1)
-    else if (this.mode !== TTM_ABORT_DMA || !this.capabilities.abortDma) this.reason = FAULT.ROOT_TABLE_ADDRESS;
-    else this.reason = -1;
+    // RTA.4; every other mode is an error of programming (RTA.1)
+    else this.reason = this.mode === TTM_ABORT_DMA && this.capabilities.abortDma ? FAULT.ABORT_DMA_MODE : FAULT.ROOT_TABLE_ADDRESS;
     if (this.reason !== 0) return undefined;
     slot.sourceId = sourceId;
     return slot;
@@ -225,9 +235,11 @@ export class RequesterTables {
     const upperLo = memory.lo, upperHi = memory.hi;
     this.fpd = (lo & CONTEXT_FPD) !== 0;
     if ((lo & CONTEXT_P) === 0) return this.fail(FAULT.L_CONTEXT_P);
-    if ((lo & 0xff0) !== 0 || (hi & this.beyondHost) !== 0 || (upperLo & 0xff00_0080) !== 0 || upperHi !== 0) return this.fail(FAULT.L_CONTEXT_RESERVED);
-
     const type = (lo >>> 2) & 3;
+    // SSPTPTR is ignored for pass-through; bits of DID that the unit does not have are reserved (section 9.3)
+    const beyond = type === TT_PASS_THROUGH ? 0 : hi & this.beyondHost;
+    if ((lo & 0xff0) !== 0 || beyond !== 0 || (upperLo & 0xff00_0080) !== 0 || upperHi !== 0 || (upperLo >>> 8) > this.domainIdMask) return this.fail(FAULT.L_CONTEXT_RESERVED);
+
     const aw = upperLo & 7;
     const capabilities = this.capabilities;
     const typeSupported = type === 0 || (type === TT_DEVICE_TLB && capabilities.deviceTlb) || (type === TT_PASS_THROUGH && capabilities.passThrough);
@@ -251,7 +263,7 @@ export class RequesterTables {
 
   /** Sections 9.2 and 9.4, conditions SRT and SCT.1 to SCT.4. */
   private readScalableContext(sourceId: number, slot: ContextSlot): void {
-    const { memory, capabilities } = this;
+    const { memory } = this;
     if (!this.load('root', rootEntryAddress(this.rootTable, sourceId) + ((sourceId & 0x80) === 0 ? 0 : 8))) return this.fail(FAULT.S_ROOT_ACCESS);
     const rootLo = memory.lo, rootHi = memory.hi;
     if ((rootLo & 1) === 0) return this.fail(FAULT.S_ROOT_P);
@@ -264,32 +276,37 @@ export class RequesterTables {
     const upperLo = memory.lo, upperHi = memory.hi;
     this.fpd = (lo & CONTEXT_FPD) !== 0;
     if ((lo & CONTEXT_P) === 0) return this.fail(FAULT.S_CONTEXT_P);
-    let reserved = (lo & 0x1e0) | (hi & this.beyondHost) | (upperLo & (this.ridPrivilegeSupported ? 0xffe0_0000 : 0xfff0_0000)) | upperHi;
+    // fields of features that the unit does not have are reserved (section 9.4)
+    let reserved = (lo & this.contextReserved) | (hi & this.beyondHost) | (upperLo & this.ridReserved) | upperHi;
     for (let offset = 16; offset < 32; offset += 8) {
       if (!memory.load64(address + offset)) return this.fail(FAULT.S_CONTEXT_ACCESS);
       reserved |= memory.lo | memory.hi;
     }
     if (reserved !== 0) return this.fail(FAULT.S_CONTEXT_RESERVED);
-    const unsupported =
-      ((lo & SM_CONTEXT_DTE) !== 0 && !capabilities.deviceTlb) || ((lo & SM_CONTEXT_PASIDE) !== 0 && capabilities.pasidBits === 0) || ((lo & SM_CONTEXT_PRE) !== 0 && !capabilities.pageRequests);
-    if (unsupported) return this.fail(FAULT.S_CONTEXT_INVALID);
+    const pasidLimit = pasidsOfDirectory((lo >>> 9) & 7);
+    // SCT.4: page requests need the device TLB, and RID_PASID has to be one of the directory
+    if ((lo & (SM_CONTEXT_DTE | SM_CONTEXT_PRE)) === SM_CONTEXT_PRE || (upperLo & 0xf_ffff) >= pasidLimit) return this.fail(FAULT.S_CONTEXT_INVALID);
     slot.scalable = true;
     slot.fpd = this.fpd;
     slot.deviceTlb = (lo & SM_CONTEXT_DTE) !== 0;
     slot.pasidEnable = (lo & SM_CONTEXT_PASIDE) !== 0;
     slot.pageRequests = (lo & SM_CONTEXT_PRE) !== 0;
-    slot.pasidLimit = pasidsOfDirectory((lo >>> 9) & 7);
+    slot.pasidLimit = pasidLimit;
     slot.directory = pointer(lo, hi);
     slot.ridPasid = upperLo & 0xf_ffff;
     slot.ridPrivileged = (upperLo & 0x10_0000) !== 0;
   }
 
-  /** Sections 9.5 and 9.6, conditions SCT.6, SCT.7, SCT.9, SPD and SPT.1 to SPT.4. */
+  /** Sections 9.5 and 9.6, conditions SCT.6, SCT.7, SCT.9, SGN.10, SPD and SPT.1 to SPT.4. */
   private readPasidEntry(context: ContextSlot, requestPasid: number, root: AddressSpaceRoot): void {
     const { memory } = this;
-    if (requestPasid !== NO_PASID && !context.pasidEnable) return this.fail(FAULT.S_PASIDE);
     const pasid = requestPasid === NO_PASID ? context.ridPasid : requestPasid;
-    if (pasid >= context.pasidLimit) return this.fail(requestPasid === NO_PASID ? FAULT.S_RID_PASID : FAULT.S_PASID_RANGE);
+    if (requestPasid !== NO_PASID) {
+      if (!context.pasidEnable) return this.fail(FAULT.S_PASIDE);
+      if (pasid >= context.pasidLimit) return this.fail(FAULT.S_PASID_RANGE);
+      if (pasid === context.ridPasid) return this.fail(FAULT.S_RID_PASID);
+      if (pasid >= this.pasidEnd) return this.fail(FAULT.PASID_SIZE);
+    }
 
     if (!this.load('pasid-directory', pasidDirectoryEntryAddress(context.directory, pasid))) return this.fail(FAULT.S_DIRECTORY_ACCESS);
     const directoryLo = memory.lo, directoryHi = memory.hi;
@@ -314,26 +331,20 @@ export class RequesterTables {
   private decodePasidEntry(address: number, lo0: number, hi0: number, root: AddressSpaceRoot): void {
     const { memory, capabilities } = this;
     if (!memory.load64(address + 8)) return this.fail(FAULT.S_PASID_ACCESS);
-    const lo1 = memory.lo;
+    const lo1 = memory.lo, hi1 = memory.hi;
     if (!memory.load64(address + 16)) return this.fail(FAULT.S_PASID_ACCESS);
     const lo2 = memory.lo, hi2 = memory.hi;
-    let reserved = (lo0 & 0xc20) | (lo1 & 0x007f_0000) | (lo2 & 0xf00);
+    const mask = this.pasidReserved;
+    let reserved = (lo0 & mask.lo0) | (hi0 & mask.hi0) | (lo1 & mask.lo1) | (hi1 & mask.hi1) | (lo2 & mask.lo2) | (hi2 & mask.hi2);
     for (let offset = 24; offset < 64; offset += 8) {
       if (!memory.load64(address + offset)) return this.fail(FAULT.S_PASID_ACCESS);
       reserved |= memory.lo | memory.hi;
     }
+    if (reserved !== 0) return this.fail(FAULT.S_PASID_RESERVED);
+
     const type = (lo0 >>> 6) & 7;
     const first = type === PGTT_FIRST_LEVEL || type === PGTT_NESTED;
     const second = type === PGTT_SECOND_LEVEL || type === PGTT_NESTED;
-    if (second) reserved |= (hi0 & this.beyondHost) | (capabilities.secondLevelAccessedDirty ? 0 : lo0 & 0x200);
-    // the first-level pointer of a nested entry is guest-physical: its width is checked by the walk
-    if (type === PGTT_FIRST_LEVEL) reserved |= hi2 & this.beyondHost;
-    if (!capabilities.supervisorRequests) reserved |= lo2 & 1;
-    if (!capabilities.executeRequests) reserved |= lo2 & 2;
-    if (!capabilities.extendedAccessed) reserved |= lo2 & 0x80;
-    if (!capabilities.snoopControl) reserved |= lo1 & 0x100_0000;
-    if (reserved !== 0) return this.fail(FAULT.S_PASID_RESERVED);
-
     const aw = (lo0 >>> 2) & 7;
     const mode = (lo2 >>> 2) & 3;
     if (!this.typeSupported(type) || (second && !this.widthSupported(aw)) || (first && mode > (capabilities.fiveLevel ? FLPM_5_LEVEL : 0))) {
@@ -344,6 +355,8 @@ export class RequesterTables {
     root.accessedDirty = second && (lo0 & 0x200) !== 0;
     if (second) this.setSecondLevel(root, aw, pointer(lo0, hi0));
     root.firstRoot = pointer(lo2, hi2);
+    // SPT.4: guest-physical, so within the second-level width
+    if (type === PGTT_NESTED && root.firstRoot / 4096 >= root.secondEndPage) return this.fail(FAULT.S_PASID_INVALID);
     root.firstLevels = 4 + mode;
     root.writeProtect = (lo2 & 0x10) !== 0;
     root.noExecute = (lo2 & 0x20) !== 0;
@@ -376,6 +389,35 @@ export class RequesterTables {
   private fail(reason: number): void {
     this.reason = reason;
   }
+}
+
+/** Reserved bits of the halves of a PASID entry's first three words; the others are reserved as a whole. */
+interface PasidEntryReserved {
+  readonly lo0: number;
+  readonly hi0: number;
+  readonly lo1: number;
+  readonly hi1: number;
+  readonly lo2: number;
+  readonly hi2: number;
+}
+
+/**
+ * Section 9.6: bits of features that a unit does not have are reserved, whatever the entry asks for. AW, FSPM and the
+ * pointers of a level that the unit does not have are ignored instead, since Linux sets AW in every entry.
+ */
+function reservedOfPasidEntry(c: VtdCapabilities, domainIdMask: number, beyondHost: number): PasidEntryReserved {
+  const memoryTypes = ((c.ecap >> 25n) & 1n) === 1n;
+  return {
+    // 11:10, 5; SSADE
+    lo0: 0xc20 | (c.secondLevelAccessedDirty ? 0 : 0x200),
+    hi0: beyondHost,
+    // 86:80, DID beyond ND; PWSNP; PGSNP; memory types (those of early revisions, 95:91, with them)
+    lo1: 0x7f_0000 | (0xffff & ~domainIdMask) | (c.scalableCoherent ? 0 : 0x80_0000) | (c.snoopControl ? 0 : 0x100_0000) | (memoryTypes ? 0 : ~0x1ff_ffff),
+    hi1: memoryTypes ? 0 : -1,
+    // 139:136; SRE; ERE; EAFE
+    lo2: 0xf00 | (c.supervisorRequests ? 0 : 1) | (c.executeRequests ? 0 : 2) | (c.extendedAccessed ? 0 : 0x80),
+    hi2: beyondHost,
+  };
 }
 
 function setTags(root: AddressSpaceRoot, domainId: number, pasid: number, tag: number): void {

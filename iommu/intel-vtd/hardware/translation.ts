@@ -24,7 +24,7 @@ import type {
   BackEnd, ContextGranularity, DeviceTlbResult, FrontEndSink, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity, TranslationState,
 } from './back-end.js';
 import { DeviceTlbInvalidations } from './device-tlb.js';
-import { PAGING_ERROR, PASID_ERROR, RECOVERABLE } from './fault-answers.js';
+import { COMPLETER_ABORT, RECOVERABLE } from './fault-answers.js';
 import { RequesterTables } from './requester-tables.js';
 import type { AddressSpaceRoot, ContextSlot } from './requester-tables.js';
 import {
@@ -177,7 +177,7 @@ export class TranslationBackEnd implements BackEnd {
   /**
    * `TranslationAgent.translationRequest` (chapter 4): DMA_DONE with the result in `completion`, where R = W = 0 says
    * that a page request may help. Refusals are DMA_UR (the function may not ask) or DMA_CA (the tables are broken), with
-   * a fault record. With FPD set in a PASID entry that is not present the answer is R = W = 0 and nothing is recorded (M6).
+   * a fault record. A PASID entry that is not present is answered R = W = 0 and nothing is recorded (table 30, SPT.2; M6).
    */
   translationRequest(sourceId: number, pasid: number, attributes: number, page: number): DmaStatus {
     this.walkAccesses = 0;
@@ -190,15 +190,16 @@ export class TranslationBackEnd implements BackEnd {
     if (context === undefined) return this.refuse(this.tables.reason, this.tables.fpd, sourceId, pasid, attributes, page, false, 1);
     if (!context.deviceTlb) return this.refuse(context.scalable ? FAULT.S_DTE : FAULT.L_BLOCKED, context.fpd, sourceId, pasid, attributes, page, false, 1);
     if (pasid === NO_PASID && page >= INTERRUPT_FIRST_PAGE && page <= INTERRUPT_LAST_PAGE) {
-      // section 3.15: only as untranslated writes
-      this.completion.write = true;
-      this.completion.untranslatedOnly = true;
+      // table 30, S.1 and S.2: only as untranslated writes
+      const wantWrite = this.wantsWrite(attributes);
+      this.completion.write = wantWrite;
+      this.completion.untranslatedOnly = wantWrite;
       return DMA_DONE;
     }
     const root = known ? this.lastRoot : this.findAddressSpace(context, sourceId, pasid);
     if (root === undefined) {
       const { reason, fpd } = this.tables;
-      if (fpd && !this.ignoreFpd && (reason === FAULT.S_PASID_P || reason === FAULT.S_DIRECTORY_P)) return DMA_DONE;
+      if (RECOVERABLE[reason] === 1) return this.withoutRights(attributes, pasid);
       return this.refuse(reason, fpd, sourceId, pasid, attributes, page, false, 1);
     }
     return this.answerTranslationRequest(root, sourceId, pasid, attributes, page);
@@ -206,13 +207,15 @@ export class TranslationBackEnd implements BackEnd {
 
   private answerTranslationRequest(root: AddressSpaceRoot, sourceId: number, pasid: number, attributes: number, page: number): DmaStatus {
     const effective = (attributes & root.attributeMask) | root.attributeSet;
-    if ((effective & root.denied) !== 0) return this.refuse(deniedReason(effective & root.denied), root.fpd, sourceId, pasid, attributes, page, false, 1);
-    const wantWrite = (attributes & ATTR_NO_WRITE) === 0;
+    // SPT.5, SPT.6
+    if ((effective & root.denied) !== 0) return this.withoutRights(attributes, pasid);
+    const wantWrite = this.wantsWrite(attributes);
     if (root.type === PGTT_PASS_THROUGH) {
       const reason = this.passThroughReason(root, page, pasid);
+      if (RECOVERABLE[reason] === 1) return this.withoutRights(attributes, pasid);
       if (reason !== 0) return this.refuse(reason, root.fpd, sourceId, pasid, attributes, page, false, 1);
       this.complete(page, 1, EVERYTHING, wantWrite, effective);
-      return DMA_DONE;
+      return this.withPrivilege(attributes, pasid);
     }
     const iotlb = this.iotlb;
     // everything the device may want: a cached translation that permits less is walked again
@@ -223,23 +226,27 @@ export class TranslationBackEnd implements BackEnd {
       this.hitIndex = index;
       const pages = pagesOfLevel(iotlb.levels[index]!);
       this.complete(iotlb.frames[index]!, pages, iotlb.flags[index]!, wantWrite, effective);
-      return DMA_DONE;
+      return this.withPrivilege(attributes, pasid);
     }
     const reason = this.walk(root, page, 0, effective & ATTR_PRIVILEGED, wantWrite);
     if (reason === 0) {
       const { walker } = this;
       const pages = this.leafPages(walker.level, walker.page);
       this.complete(walker.page - (walker.page & (pages - 1)), pages, walker.flags, wantWrite, effective);
-      return DMA_DONE;
+      return this.withPrivilege(attributes, pasid);
     }
-    if (RECOVERABLE[reason] === 1) return DMA_DONE;
+    if (RECOVERABLE[reason] === 1) {
+      if (reason === FAULT.FL_UPDATE) this.refuse(reason, root.fpd, sourceId, pasid, attributes, page, false, 1);
+      return this.withoutRights(attributes, pasid);
+    }
     return this.refuse(reason, root.fpd, sourceId, pasid, attributes, page, false, 1);
   }
 
   /**
    * `TranslationAgent.pageRequest` (section 7.4): checked against the context and PASID entries, then handed to the front
    * end. A refused request is recorded, qualified by FPD; the device gets an answer from hardware if it was the
-   * last of its group and no stop marker: Invalid Request when its PASID is at fault, else Response Failure.
+   * last of its group and no stop marker: Invalid Request, since Response Failure would disable the interface of the whole
+   * device (tables 30 and 31).
    */
   pageRequest(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void {
     if (!this.enabled || !this.capabilities.pageRequests) return this.answer(sourceId, pasid, access, last, prgIndex, PRG_FAILURE);
@@ -423,11 +430,11 @@ export class TranslationBackEnd implements BackEnd {
     return DMA_DONE;
   }
 
-  /** Section 4.3: a translated request passes when the context entry allows device TLBs. */
+  /** Section 4.2.5: a translated request passes when the context entry allows device TLBs. */
   private translatedRequest(sourceId: number, pasid: number, attributes: number, page: number, write: boolean): DmaStatus {
-    if (!this.enabled || !this.capabilities.deviceTlb) return DMA_UR;
+    // section 4.2.1: with a PASID it is a protocol error, which no table decides and nobody records
+    if (!this.enabled || !this.capabilities.deviceTlb || pasid !== NO_PASID) return DMA_UR;
     const legacy = this.tables.mode === TTM_LEGACY;
-    if (legacy && pasid !== NO_PASID) return this.refuse(FAULT.PASID_IN_LEGACY_MODE, false, sourceId, pasid, attributes, page, write, 2);
     const context = sourceId === this.lastSourceId ? this.lastContext : this.findContext(sourceId);
     if (context === undefined) return this.refuse(this.tables.reason, this.tables.fpd, sourceId, pasid, attributes, page, write, 2);
     let reason = 0;
@@ -444,6 +451,22 @@ export class TranslationBackEnd implements BackEnd {
     if (!write) return this.refuse(FAULT.INTERRUPT_REQUEST_INVALID, false, sourceId, NO_PASID, attributes, page, write, 0);
     this.page = page;
     return DMA_DONE;
+  }
+
+  /** NW counts where the unit supports it (section 4.2.3). */
+  private wantsWrite(attributes: number): boolean {
+    return (attributes & ATTR_NO_WRITE) === 0 || !this.capabilities.noWriteFlag;
+  }
+
+  /** PRIV repeats what the request asked for; RID_PRIV, which counts without PASID, does not show (section 4.2.3). */
+  private withPrivilege(attributes: number, pasid: number): DmaStatus {
+    this.completion.privileged = pasid !== NO_PASID && (attributes & ATTR_PRIVILEGED) !== 0;
+    return DMA_DONE;
+  }
+
+  /** A successful completion with R = W = U = S = 0. */
+  private withoutRights(attributes: number, pasid: number): DmaStatus {
+    return this.withPrivilege(attributes, pasid);
   }
 
   private complete(page: number, pages: number, flags: number, wantWrite: boolean, effective = 0): void {
@@ -464,7 +487,7 @@ export class TranslationBackEnd implements BackEnd {
   private refuse(reason: number, fpd: boolean, sourceId: number, pasid: number, attributes: number, page: number, write: boolean, addressType: number): DmaStatus {
     if (reason > 0) {
       this.record(reason, fpd, sourceId, pasid, page, write, (attributes & ATTR_EXECUTE) !== 0, (attributes & ATTR_PRIVILEGED) !== 0, addressType);
-      if (addressType === 1 && PAGING_ERROR[reason] === 1) return DMA_CA;
+      if (addressType === 1 && COMPLETER_ABORT[reason] === 1) return DMA_CA;
     }
     return DMA_UR;
   }
@@ -480,7 +503,7 @@ export class TranslationBackEnd implements BackEnd {
       const write = (access & (ACCESS_READ | ACCESS_WRITE)) === ACCESS_WRITE;
       this.record(reason, fpd, sourceId, pasid, page, write, (access & ACCESS_EXECUTE) !== 0, (access & ACCESS_PRIVILEGED) !== 0, 0, true);
     }
-    this.answer(sourceId, pasid, access, last, prgIndex, PASID_ERROR[reason] === 1 ? PRG_INVALID : PRG_FAILURE);
+    this.answer(sourceId, pasid, access, last, prgIndex, PRG_INVALID);
   }
 
   /** Hardware's own answer to a page request; stop markers (no access) get none. */

@@ -176,12 +176,14 @@ export class PageWalker {
       const noExecuteHere = noExecute && hi < 0;
       if (execute && noExecuteHere) return FAULT.EXECUTE;
       const leaf = level === 0 || ((lo & FL_PS) !== 0 && level <= 2 && (this.firstLeaves & (1 << level)) !== 0);
-      // in a nested walk the address is guest-physical: its width is checked when the second level is asked
-      if ((lo & (leaf ? FIRST_LEAF_RESERVED[level]! : FIRST_TABLE_RESERVED[level]!)) !== 0 || (!nested && (hi & this.beyondHost) !== 0)) return FAULT.FL_RESERVED;
+      // 51:HAW are reserved in nested walks too (section 9.7); guest-physical widths below HAW are checked when the second level is asked
+      if ((lo & (leaf ? FIRST_LEAF_RESERVED[level]! : FIRST_TABLE_RESERVED[level]!)) !== 0 || (hi & this.beyondHost) !== 0) return FAULT.FL_RESERVED;
       rights &= (lo & (FL_RW | FL_US)) | (noExecuteHere ? 0 : 1);
       // SMEP: privileged requests execute no user pages
       if (leaf && execute && privileged && root.supervisorNoExecute && (rights & FL_US) !== 0) return FAULT.EXECUTE;
-      const bits = leaf && setDirty && ((rights & FL_RW) !== 0 || (privileged && !root.writeProtect)) ? accessed | this.dirtyMask : accessed;
+      const dirties = leaf && setDirty && ((rights & FL_RW) !== 0 || (privileged && !root.writeProtect));
+      // nested: the dirty bit waits until the second level has let the write pass
+      const bits = dirties && !nested ? accessed | this.dirtyMask : accessed;
       if ((lo & bits) !== bits && !this.readOnly) {
         if (nested) {
           if (tableGuestPage < 0) return RESTART;
@@ -193,11 +195,14 @@ export class PageWalker {
       }
       const frame = (hi & 0xf_ffff) * 0x10_0000 + (lo >>> 12);
       if (leaf) {
-        return this.finishFirstLevel(root, page, frame, level, rights, lo | bits, needs, (bits & FL_D) !== 0);
+        if (!nested) return this.finishFirstLevel(root, page, frame, level, rights, lo | bits);
+        return this.finishNested(root, page, frame, level, rights, address, lo | bits, hi, needs, dirties, tableGuestPage);
       }
       table = frame * 4096;
       if (nested) {
         tableGuestPage = frame;
+        // SFS.5: the address in a first-level entry is beyond the second-level width
+        if (frame >= root.secondEndPage) return FAULT.FL_BEYOND_WIDTH;
         const reason = this.locateTable(root, frame, FAULT.FL_READ);
         if (reason !== 0) return reason;
         table = this.secondPage * 4096;
@@ -210,8 +215,8 @@ export class PageWalker {
     }
   }
 
-  /** @param leaf low half of the leaf as it stands in memory now; @param wrote its dirty bit was wanted and permitted */
-  private finishFirstLevel(root: AddressSpaceRoot, page: number, frame: number, level: number, rights: number, leaf: number, needs: number, wrote: boolean): number {
+  /** @param leaf low half of the leaf as it stands in memory now */
+  private finishFirstLevel(root: AddressSpaceRoot, page: number, frame: number, level: number, rights: number, leaf: number): number {
     const writable = (rights & FL_RW) !== 0;
     const user = this.userMask === 0 || (rights & FL_US) !== 0;
     const execute = (rights & 1) !== 0;
@@ -221,29 +226,58 @@ export class PageWalker {
     if (execute && !(root.supervisorNoExecute && (rights & FL_US) !== 0)) flags |= PRIVILEGED_EXECUTE;
     if ((leaf & FL_D) !== 0) flags |= DIRTY;
     // bit 12 of a large leaf is PAT, not part of its address
-    const result = level === 0 ? frame : withinLeaf(frame, page, level);
-    this.page = result;
+    this.page = level === 0 ? frame : withinLeaf(frame, page, level);
     this.level = level;
-    if (root.type === PGTT_NESTED) {
-      if (result >= root.secondEndPage) return FAULT.SL_BEYOND_WIDTH;
-      const reason = this.second(root, result, needs, wrote);
-      if (reason !== 0) return reason;
-      flags |= NESTED;
-      if ((this.secondRights & SL_R) === 0) flags &= ~(USER_READ | PRIVILEGED_READ | USER_EXECUTE | PRIVILEGED_EXECUTE);
-      if ((this.secondRights & SL_W) === 0) flags &= ~(USER_WRITE | PRIVILEGED_WRITE);
-      if ((this.secondRights & SL_D) === 0) flags &= ~DIRTY;
-      this.page = this.secondPage;
-      if (this.secondLevel < level) this.level = this.secondLevel;
-    }
     this.flags = flags;
     return 0;
   }
 
-  /** Second-level translation of a first-level table's page (section 3.8); the result is in `secondPage`. */
-  private locateTable(root: AddressSpaceRoot, guestPage: number, notReadable: number): number {
+  /**
+   * The result of the first level through the second (section 3.8), then the dirty bit of the first-level leaf: a request
+   * that the second level refuses is no write and dirties nothing.
+   * @param address of the leaf; `lo`, `hi`: the leaf as it stands in memory now
+   * @param dirties the first level permits the write for which a dirty bit is to be set
+   */
+  private finishNested(
+    root: AddressSpaceRoot, page: number, frame: number, level: number, rights: number, address: number, lo: number, hi: number, needs: number, dirties: boolean,
+    tableGuestPage: number,
+  ): number {
+    const guestPage = level === 0 ? frame : withinLeaf(frame, page, level);
     if (guestPage >= root.secondEndPage) return FAULT.FL_BEYOND_WIDTH;
+    let reason = this.second(root, guestPage, needs, false);
+    if (reason !== 0) return reason;
+    let leaf = lo;
+    if (dirties && (this.secondRights & SL_W) !== 0 && this.dirtyMask !== 0 && !this.readOnly) {
+      if ((lo & FL_D) === 0) {
+        if (tableGuestPage < 0) return RESTART;
+        reason = this.second(root, tableGuestPage, SL_W, true);
+        if (reason !== 0) return isPermission(reason) ? FAULT.FL_WRITE : reason;
+        this.accesses++;
+        if (!this.memory.compareExchange64(address, lo, hi, lo | FL_D, hi)) return RESTART;
+        leaf |= FL_D;
+      }
+      reason = this.second(root, guestPage, needs, true);
+      if (reason !== 0) return reason;
+    }
+    const resultPage = this.secondPage, resultLevel = this.secondLevel, resultRights = this.secondRights;
+    this.finishFirstLevel(root, page, frame, level, rights, leaf);
+    let flags = this.flags | NESTED;
+    if ((resultRights & SL_R) === 0) flags &= ~(USER_READ | PRIVILEGED_READ | USER_EXECUTE | PRIVILEGED_EXECUTE);
+    if ((resultRights & SL_W) === 0) flags &= ~(USER_WRITE | PRIVILEGED_WRITE);
+    if ((resultRights & SL_D) === 0) flags &= ~DIRTY;
+    this.flags = flags;
+    this.page = resultPage;
+    if (resultLevel < level) this.level = resultLevel;
+    return 0;
+  }
+
+  /** Second-level translation of a first-level table's page (section 3.8.1); the result is in `secondPage`. */
+  private locateTable(root: AddressSpaceRoot, guestPage: number, notReadable: number): number {
     const reason = this.second(root, guestPage, SL_R, false);
-    return reason === FAULT.READ ? notReadable : reason;
+    if (reason === FAULT.READ) return notReadable;
+    // with accessed and dirty bits in the second level, first-level tables need the right to be written even to be read
+    if (reason === 0 && root.accessedDirty && (this.secondRights & SL_W) === 0) return FAULT.FL_WRITE;
+    return reason;
   }
 
   /** Second-level walk for a page below `secondEndPage`; 0 or the reason. */
@@ -283,7 +317,9 @@ export class PageWalker {
       this.accesses++;
       if (!memory.load64(address)) return secondAccessFault(legacy, level === root.secondLevels - 1);
       const lo = memory.lo, hi = memory.hi;
-      if ((lo & (SL_R | SL_W)) === 0) return secondPermissionFault(legacy, 0, needs);
+      // legacy mode: a missing right ends the walk where it is missing, as recorded implementations do; scalable mode:
+      // rights are what the whole walk permits (section 3.7.1, SSS.2)
+      if ((lo & (SL_R | SL_W)) === 0 || (legacy && (lo & needs) !== needs)) return secondPermissionFault(legacy, 0, needs);
       const leaf = level === 0 || ((lo & SL_PS) !== 0 && level <= 2 && (this.secondLeaves & (1 << level)) !== 0);
       const reserved = leaf ? SECOND_LEAF_RESERVED[level]! | this.snoopReserved : SECOND_TABLE_RESERVED[level]!;
       if ((lo & reserved) !== 0 || (hi & (this.beyondHost | SECOND_RESERVED_HI)) !== 0) return legacy ? FAULT.L_PAGING_RESERVED : FAULT.SL_RESERVED;
@@ -300,7 +336,6 @@ export class PageWalker {
       }
       const frame = (hi & 0xf_ffff) * 0x10_0000 + (lo >>> 12);
       if (leaf) {
-        // section 3.7.1: what all entries permit; SSS.2 when that is nothing
         if ((rights & needs) !== needs || rights === 0) return secondPermissionFault(legacy, rights, needs);
         this.secondPage = level === 0 ? frame : withinLeaf(frame, page, level);
         this.secondLevel = level;
