@@ -35,6 +35,7 @@ const ATS_ON = 'the device has ATS enabled although the context entry does not a
 const USER_UNMAP = 'the process unmapped or never had the memory that it gave to the device';
 const NO_PRI = 'the device sent an untranslated request to a page that is not present: without ATS and PRI nobody can bring it in';
 const HYPERVISOR = 'the guest, or its hypervisor, built the tables: look there for what unmapped or never mapped the memory';
+const WITHOUT_PASID = 'the request has no PASID and no domain is attached to the device';
 const WIDTH = 'the DMA mask of the driver is wider than what the IOMMU or the device can address';
 
 const CAUSES: Readonly<Record<number, FaultCause>> = {
@@ -67,6 +68,7 @@ const CAUSES: Readonly<Record<number, FaultCause>> = {
   0x30: at('root table address', MODE, 'the kernel and the hypervisor disagree about scalable mode'),
   0x31: at('the request itself', `${PASID_EARLY}: it is in legacy mode`, 'intel_iommu=on,sm_off, or hardware without scalable mode, under a driver that wants SVA'),
   0x32: at('the request itself', 'PRI is enabled in the device although the IOMMU is in legacy mode', 'PRI was left on by an earlier kernel or guest'),
+  0x33: at('root table address', 'abort-DMA mode is set on purpose, while tables are changed or by a security monitor, and the device was not stopped', KEXEC),
 
   0x38: at('root entry', 'RTADDR points to memory that is not RAM', NOT_RAM),
   0x39: at('root entry', ALIAS, NO_ATTACH, 'the bus number changed (hotplug, SR-IOV) and its context table was not made'),
@@ -87,7 +89,7 @@ const CAUSES: Readonly<Record<number, FaultCause>> = {
   0x52: at('PASID directory entry', OVERWRITTEN, OTHER_REVISION),
 
   0x58: at('PASID table entry', NOT_RAM, OVERWRITTEN),
-  0x59: at('PASID table entry', NO_SVA, 'the process ended while its DMA was still under way', 'for requests without PASID: no domain is attached to the device'),
+  0x59: at('PASID table entry', NO_SVA, 'the process ended while its DMA was still under way', WITHOUT_PASID),
   0x5a: at('PASID table entry', OTHER_REVISION, OVERWRITTEN),
   0x5b: at('PASID table entry', 'the entry asks for a translation type, width or number of levels that the unit does not report', 'the hypervisor passed on a guest\'s entry that the hardware cannot do', OVERWRITTEN),
   0x5c: at('PASID table entry', 'the device asks for execute permission, which the kernel does not grant', 'the device sets the Execute Requested bit by mistake'),
@@ -117,6 +119,7 @@ const CAUSES: Readonly<Record<number, FaultCause>> = {
   0x85: at('first-level entry', `${WRONG_DIRECTION}; with SVA, a buffer that the process may only read`, 'the page became copy-on-write (fork) and the device does not ask again by a page request', UNMAPPED_EARLY),
   0x86: at('first-level entry', UNMAPPED_EARLY, WRONG_DIRECTION, LONGER),
   0x87: at('the request itself', 'a mapping was made onto 0xFEExxxxx, the interrupt address range', 'a process gave the device an address that its tables map there'),
+  0x89: at('the request itself', 'the driver hands out PASIDs that are wider than the unit supports (ECAP.PSS)', 'a corrupt descriptor names a wild PASID'),
 
   0x90: at('first-level entry', 'accessed and dirty bits are on for tables that the unit cannot update coherently', OTHER_REVISION),
   0x91: at('first-level entry', 'the unit could not set A or D: the CPU kept changing the same entry, or the table cannot be written', NOT_RAM),
@@ -139,7 +142,7 @@ const EXTRA_TEXTS: Readonly<Record<number, string>> = {
 /** Codes with causes, ascending. */
 export const EXPLAINED_REASONS: readonly number[] = Object.keys(CAUSES).map(Number).sort((a, b) => a - b);
 
-/** Entry and causes; undefined for codes that no revision names. */
+/** Entry and all causes; undefined for codes that no revision names. */
 export function faultCause(code: number): FaultCause | undefined {
   return CAUSES[code];
 }
@@ -154,6 +157,11 @@ export function reasonText(code: number): string {
 
 function plainText(code: number): string {
   return faultReason(code)?.text ?? EXTRA_TEXTS[code] ?? (code === 0 ? 'No reason: reported by software' : 'A reason that no revision up to 4.1 names');
+}
+
+/** The causes that fit a request with or without PASID. */
+export function causesFor(code: number, pasid: number | undefined): readonly string[] {
+  return (CAUSES[code]?.causes ?? []).filter((cause) => pasid === undefined || cause !== WITHOUT_PASID);
 }
 
 function at(entry: FaultEntry, ...causes: string[]): FaultCause {

@@ -2,7 +2,7 @@
 import { hexPage, pageOfWords } from '../../sim/address.js';
 import { wordsOf } from '../../sim/layout.js';
 import { FRCD } from '../../iommu/intel-vtd/spec/registers.js';
-import { faultCause, reasonText, type FaultEntry } from './fault-causes.js';
+import { causesFor, faultCause, reasonText, type FaultEntry } from './fault-causes.js';
 import type { RegisterValues } from './register-file.js';
 import { bdfText } from './tables.js';
 
@@ -46,7 +46,7 @@ function decode(record: number, low: bigint, high: bigint): RecordedFault | unde
   const attributes = [f.EXE.get(words) === 1 && 'execute', f.PRIV.get(words) === 1 && 'as supervisor', f.AT.get(words) === 1 && 'a translation request', f.AT.get(words) === 2 && 'translated'].filter((word) => word !== false);
   const where = interrupt ? `index ${address}` : hexPage(pageOfWords(words[0]!, words[1]!));
   return {
-    record, device: bdfText(sourceId), sourceId, pasid, kind, address, reason, text: reasonText(reason), entry: cause?.entry, causes: cause?.causes ?? [],
+    record, device: bdfText(sourceId), sourceId, pasid, kind, address, reason, text: reasonText(reason), entry: cause?.entry, causes: causesFor(reason, pasid),
     sentence: `${bdfText(sourceId)}${pasid === undefined ? '' : ` PASID ${pasid}`}: ${kind}${kind === 'interrupt' ? ' with' : ' at'} ${where}${attributes.length === 0 ? '' : ` (${attributes.join(', ')})`}`,
   };
 }

@@ -18,7 +18,7 @@ const MAX_SEGMENTS = 65_535;
 /** An image that was opened; `close` it when done. */
 export interface OpenImage {
   readonly memory: ImageMemory;
-  close(): void;
+  readonly close: () => void;
 }
 
 interface NamedPiece extends ImagePiece {

@@ -8,7 +8,7 @@
  *   latest the device with its segment
  */
 import { FSTS_PPF } from '../../iommu/intel-vtd/spec/registers.js';
-import { faultCause, reasonText } from './fault-causes.js';
+import { causesFor, faultCause, reasonText } from './fault-causes.js';
 import type { Finding } from './log-finding.js';
 import { fstsBits } from './unit-state.js';
 
@@ -59,7 +59,7 @@ function dmaFault(match: RegExpExecArray): Finding {
   return {
     kind: 'dma-fault', identity: `${access} ${who} ${reason}`, title: `DMA ${access} of ${who}: reason 0x${reason.toString(16).padStart(2, '0')}`,
     what: `${reasonText(reason)}.${addressHint(address)}`,
-    ...(cause === undefined ? {} : { entry: cause.entry, causes: cause.causes }),
+    ...(cause === undefined ? {} : { entry: cause.entry, causes: causesFor(reason, pasid) }),
     device, reason, address, ...(pasid === undefined ? {} : { pasid }),
   };
 }

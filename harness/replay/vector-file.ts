@@ -15,16 +15,17 @@ function refuse(file: string, message: string): never {
 
 /**
  * Text of a file that holds JSON, plain or gzip (by its first bytes, not by its name).
+ * @param limitBytes of the file, packed or not
  * @throws InvalidInput when it cannot be read, is too large, truncated, or does not begin as JSON does
  */
-export function readJsonText(file: string): string {
+export function readJsonText(file: string, limitBytes = FILE_LIMIT_BYTES): string {
   let packed: Buffer;
   try {
     const fd = openSync(file, 'r');
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile()) refuse(file, 'is no file');
-      if (stat.size > FILE_LIMIT_BYTES) refuse(file, `has ${Math.round(stat.size / 2 ** 20)} MiB; the limit is ${FILE_LIMIT_BYTES / 2 ** 20} MiB`);
+      if (stat.size > limitBytes) refuse(file, `has ${Math.round(stat.size / 2 ** 20)} MiB; the limit is ${limitBytes / 2 ** 20} MiB`);
       const start = Buffer.alloc(Math.min(stat.size, 64));
       readSync(fd, start, 0, start.length, 0);
       if (!isGzip(start) && !beginsAsJson(start)) refuse(file, stat.size === 0 ? 'is empty' : 'is neither JSON nor gzip');
@@ -37,17 +38,17 @@ export function readJsonText(file: string): string {
     return refuse(file, systemError(error));
   }
   if (!isGzip(packed)) return packed.toString('utf8');
-  const unpacked = unpack(file, packed);
+  const unpacked = unpack(file, packed, limitBytes);
   if (!beginsAsJson(unpacked)) refuse(file, unpacked.length === 0 ? 'is empty' : 'holds no JSON');
   return unpacked.toString('utf8');
 }
 
-function unpack(file: string, packed: Buffer): Buffer {
+function unpack(file: string, packed: Buffer, limitBytes: number): Buffer {
   try {
-    return gunzipSync(packed, { maxOutputLength: FILE_LIMIT_BYTES });
+    return gunzipSync(packed, { maxOutputLength: limitBytes });
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ERR_BUFFER_TOO_LARGE') return refuse(file, `unpacks to more than ${FILE_LIMIT_BYTES / 2 ** 20} MiB`);
+    if (code === 'ERR_BUFFER_TOO_LARGE') return refuse(file, `unpacks to more than ${limitBytes / 2 ** 20} MiB`);
     return refuse(file, code === 'Z_BUF_ERROR' ? 'the gzip data end early: the file is truncated' : `the gzip data are damaged (${(error as Error).message})`);
   }
 }

@@ -26,6 +26,8 @@ export class InvalidationHistory {
   /** Of the step that is replayed. */
   step = 0;
   private readonly invalidations: Invalidation[] = [];
+  /** How many there were before the descriptor that was fetched last. */
+  private before = 0;
   private readonly used: { readonly step: number; readonly page: number }[] = [];
 
   /** @param trace of the unit; its descriptors and queue errors are read along */
@@ -33,11 +35,9 @@ export class InvalidationHistory {
     trace.listen(({ args }) => this.descriptor(args), ['vtd:descriptor']);
     // the descriptor that was fetched last was refused; codes that stop the queue before the fetch leave it alone
     trace.listen(({ args }) => {
-      if (trace.string(args[1]!) === 'IQE' && REFUSED.has(args[2]!)) this.invalidations.length = this.before;
+      if (trace.text('str', args[1]!) === 'IQE' && REFUSED.has(args[2]!)) this.invalidations.length = this.before;
     }, ['vtd:inv_error']);
   }
-
-  private before = 0;
 
   /** A request used the page, and its translation was the one in the tables. */
   use(page: number): void {

@@ -4,7 +4,7 @@
  */
 import { ACCESS_EXECUTE, ACCESS_PRIVILEGED, ACCESS_READ, ACCESS_WRITE, ATTR_EXECUTE, ATTR_NO_WRITE, ATTR_PRIVILEGED, ATTR_TRANSLATED, NO_PASID } from '../../host/pci/dma-port.js';
 import { pageOf, offsetOf } from '../../sim/address.js';
-import { InvalidInput, unknownName } from '../topology/problems.js';
+import { InvalidInput, clip, unknownName } from '../topology/problems.js';
 import { Complaints, Fields, isObject, show } from './vector-fields.js';
 import { FORMATS, OPS_1, OPS_2 } from './vector.js';
 import type { Refusal, Step, StepOp, TranslationAnswer, Vector, VectorProperties, VectorRegister } from './vector.js';
@@ -50,7 +50,7 @@ function parseJson(text: string, file: string): unknown {
     if (/end of JSON|Unterminated/.test(reason)) throw new InvalidInput([{ file, message: `the JSON ends early, after ${text.length} characters: the file is truncated` }]);
     const before = position === undefined ? undefined : text.slice(0, Number(position));
     const place = before === undefined ? {} : { line: before.split('\n').length, column: before.length - before.lastIndexOf('\n') };
-    throw new InvalidInput([{ file, ...place, message: 'is no JSON' }]);
+    throw new InvalidInput([{ file, ...place, message: `is no JSON: ${clip(reason, 160)}` }]);
   }
 }
 

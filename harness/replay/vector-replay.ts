@@ -4,11 +4,13 @@
  */
 import { ACCESS_READ, ACCESS_WRITE, ATTR_TRANSLATED, DMA_CA, DMA_DONE } from '../../host/pci/dma-port.js';
 import { decodeCapabilities, type VtdCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
-import { FAULT_RECORD_BYTES, REG } from '../../iommu/intel-vtd/spec/registers.js';
+import { FAULT_RECORD_BYTES, IOTLB, REG } from '../../iommu/intel-vtd/spec/registers.js';
 import type { CachedTranslation } from '../../iommu/intel-vtd/hardware/translation-cache.js';
-import { hex } from '../../sim/address.js';
+import type { WalkExplanation } from '../../iommu/intel-vtd/hardware/walk-explanation.js';
+import { hex, hiOf, loOf } from '../../sim/address.js';
 import { KEPT_DISAGREEMENTS, type Disagreement, type ReplayReport, type StaleAnswer, type Unsupported } from './report.js';
 import { foreignBits, missingFeature } from './vector-features.js';
+import { InvalidationHistory } from './vector-history.js';
 import { describeAnswer, describeBytes, describeHit, describeOutput, describeRequest, describeWalk, hex64, rightsOfCompletion } from './vector-text.js';
 import type { DmaStep, InputStep, MemExpectStep, MmioReadStep, MmioWriteStep, OutputStep, Step, TranslateStep, Vector } from './vector.js';
 import { VectorWorld } from './vector-world.js';
@@ -48,6 +50,7 @@ class VectorReplay {
   private step = 0;
   /** Words that the hardware of a world changed and no memExpect has mentioned yet, with the step. */
   private readonly unmentioned: readonly Map<number, number>[];
+  private readonly history: InvalidationHistory | undefined;
   private lastRequest: { readonly step: DmaStep | TranslateStep; readonly number: number } | undefined;
 
   constructor(vector: Vector, options: ReplayOptions) {
@@ -56,6 +59,7 @@ class VectorReplay {
     this.capabilities = decodeCapabilities(registerAt(REG.CAP), registerAt(REG.ECAP), { version: Number(registerAt(REG.VER)), hostAddressWidth: vector.properties.hostAddressWidth });
     const { iotlbEntries } = vector.properties;
     this.worlds = (iotlbEntries === undefined ? [0, CACHED] : [iotlbEntries]).map((entries) => new VectorWorld(vector, this.capabilities, entries, options.defects ?? new Set()));
+    this.history = this.worlds[1] === undefined ? undefined : new InvalidationHistory(this.worlds[1].trace);
     this.unmentioned = this.worlds.map(() => new Map<number, number>());
     for (const { name, offset, size } of this.worlds[0]!.unit.describeRegisters()) for (let i = 0; i < size; i += 4) this.names.set(offset + i, name);
   }
@@ -64,6 +68,7 @@ class VectorReplay {
     for (const register of this.vector.registers) this.readRegister({ op: 'mmioRead', ...register, expect: register.value, mask: (1n << BigInt(register.size * 8)) - 1n });
     this.vector.steps.forEach((step, index) => {
       this.step = index + 1;
+      if (this.history !== undefined) this.history.step = this.step;
       this.replay(step);
     });
     for (const world of this.worlds) world.advance(undefined);
@@ -175,6 +180,18 @@ class VectorReplay {
     const missing = this.missingFeature(step);
     if (missing !== undefined) this.unsupported.push({ step: this.step, op: step.op, what: `${this.nameOf(step.offset)} = ${hex64(step.value)}`, why: `${missing} is not modelled` });
     for (const world of this.worlds) world.writeRegister(step.offset, step.size, step.value);
+    this.registerInvalidation(step);
+  }
+
+  /** Tells the history of an invalidation through registers that was accepted: IAIG says how it was done (11.4.6.2.1). */
+  private registerInvalidation({ offset, size, value }: MmioWriteStep): void {
+    const { iotlbOffset } = this.capabilities;
+    const command = iotlbOffset + 8;
+    if (this.history === undefined || offset + size <= command + 4 || offset > command + 4) return;
+    const written = offset === command ? value : value << 32n;
+    const register = this.worlds[0]!.readRegister(command, 8);
+    const answered = IOTLB.f.IAIG.get([loOf(register), hiOf(register)]) !== 0;
+    if (answered) this.history.register(offset === command ? written : written | (register & 0xffff_ffffn), this.worlds[0]!.readRegister(iotlbOffset, 8));
   }
 
   private readRegister(step: MmioReadStep): void {
@@ -225,14 +242,16 @@ class VectorReplay {
     const hit = cached.unit.backEnd.lastHit();
     const tablesSay = plain.unit.backEnd.explainWalk(step.sourceId, step.pasid, step.page, access);
     const now = tablesSay.page === undefined || !(step.write ? tablesSay.write : tablesSay.read) ? 'fault' : hex(tablesSay.page * 4096 + step.offset);
-    if (onAnswer.ok && hit !== undefined && step.pa !== undefined && (step.attributes & ATTR_TRANSLATED) === 0 && now !== expected) {
+    if (onAnswer.got === now) this.history!.use(step.page);
+    const why = hit === undefined || onAnswer.got === now ? undefined : this.whyStale(hit, tablesSay);
+    if (onAnswer.ok && why !== undefined) {
       // a hit leaves no trace in the hardware, so the replay without caches does not see this request at all
-      this.staleAnswer('file', describeRequest(step), expected, now, hit, tablesSay);
+      this.staleAnswer('file', step, expected, now, why);
       return;
     }
     const offAnswer = this.access(plain, step);
-    if (offAnswer.ok && !onAnswer.ok && hit !== undefined) {
-      this.staleAnswer('model', describeRequest(step), expected, onAnswer.got, hit, tablesSay);
+    if (offAnswer.ok && !onAnswer.ok && why !== undefined) {
+      this.staleAnswer('model', step, expected, onAnswer.got, why);
       cached.evict();
       onAnswer = this.access(cached, step);
       if (onAnswer.ok) return;
@@ -240,9 +259,16 @@ class VectorReplay {
     this.judge('dma', describeRequest(step), expected, (world) => (world === plain ? offAnswer : onAnswer));
   }
 
-  private staleAnswer(side: 'file' | 'model', what: string, expected: string, got: string, hit: CachedTranslation, tablesSay: Parameters<typeof describeHit>[1]): void {
+  private staleAnswer(side: 'file' | 'model', step: DmaStep, expected: string, got: string, why: string): void {
     this.checks[CHECK_NAMES.dma] = (this.checks[CHECK_NAMES.dma] ?? 0) + 1;
-    this.stale.push({ step: this.step, what, side, expected, got, why: describeHit(hit, tablesSay) });
+    this.stale.push({ step: this.step, what: describeRequest(step), side, expected, got, why });
+  }
+
+  /** Why a hit that is not what the tables say is allowed; undefined when an invalidation should have ended it. */
+  private whyStale(hit: CachedTranslation, tablesSay: WalkExplanation): string | undefined {
+    const good = this.history!.lastGood(hit);
+    if (good === undefined || this.history!.invalidatedSince(good, hit) !== undefined) return undefined;
+    return `${describeHit(hit, tablesSay)} since step ${good}`;
   }
 
   private access(world: VectorWorld, step: DmaStep): Verdict {

@@ -63,7 +63,7 @@ export function describeHit(hit: CachedTranslation, tablesSay: WalkExplanation):
   const invalidation = hit.pasid === NO_PASID ? 'IOTLB invalidation (6.5.2.3)' : 'PASID-based IOTLB invalidation (6.5.2.4)';
   const inTables = tablesSay.reason !== 0 && !tablesSay.steps.some(({ what }) => what === 'first-level' || what === 'second-level');
   return `IOTLB entry of ${tag}, ${hexPage(hit.page)} → ${hexPage(hit.frame)}, ${hit.pages} ${hit.pages === 1 ? 'page' : 'pages'}; `
-    + `not yet reached by ${inTables ? 'a context-cache invalidation (6.5.2.1) and ' : ''}an ${invalidation}`.replace('an PASID', 'a PASID');
+    + `not reached by ${inTables ? 'a context-cache invalidation (6.5.2.1) and ' : ''}an ${invalidation}`.replace('an PASID', 'a PASID');
 }
 
 const LEVELS = ['PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'];

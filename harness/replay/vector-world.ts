@@ -28,6 +28,7 @@ export class VectorWorld {
   readonly memory: SparseMemory;
   readonly clock: VirtualClock;
   readonly unit: VtdUnit;
+  readonly trace: Trace;
   /** What the unit sent and no step has asked for yet, oldest first. */
   readonly outputs: OutputStep[] = [];
   private readonly timing: RecordedTiming;
@@ -39,9 +40,10 @@ export class VectorWorld {
     this.memory = new SparseMemory(properties.ram);
     this.clock = new VirtualClock({ startNs: first ?? 0 });
     this.timing = new RecordedTiming({ ...DEFAULT_TIMING, jitter: 0, invalidationTimeoutNs: properties.invalidationTimeoutNs ?? DEFAULT_TIMING.invalidationTimeoutNs }, new Random(0));
+    this.trace = new Trace(this.clock, 16);
     const { outputs } = this;
     this.unit = new VtdUnit({
-      name: 'dmar0', capabilities, memory: this.memory, clock: this.clock, timing: this.timing, trace: new Trace(this.clock, 16), iotlbEntries, defects,
+      name: 'dmar0', capabilities, memory: this.memory, clock: this.clock, timing: this.timing, trace: this.trace, iotlbEntries, defects,
       interrupts: {
         message(address, data) {
           outputs.push({ op: 'interrupt', address, data });

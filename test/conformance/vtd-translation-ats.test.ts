@@ -3,7 +3,7 @@ import {
   ACCESS_READ, ACCESS_WRITE, ATTR_EXECUTE, ATTR_NO_WRITE, ATTR_PRIVILEGED, ATTR_TRANSLATED, NO_PASID, PRG_FAILURE, PRG_INVALID, PRG_SUCCESS,
 } from '../../host/pci/dma-port.js';
 import { DEFAULT_TIMING } from '../../host/timing.js';
-import { CONTEXTS, DEVICE, DIRECTORY, P, PAGE, PASIDS, PS, RW, SILENT, TARGET, TranslationWorld, US, XD, flAt, slAt } from './vtd-translation-world.js';
+import { CONTEXTS, DEVICE, DIRECTORY, P, PAGE, PASIDS, PS, ROOT, RW, SILENT, TARGET, TranslationWorld, US, XD, flAt, slAt } from './vtd-translation-world.js';
 
 const CONTEXT = CONTEXTS + DEVICE * 32;
 const ENTRY = PASIDS + 5 * 64;
@@ -67,42 +67,63 @@ describe('translation requests (VT-d 4.1, 4.1)', () => {
     for (let i = 0; i < 2; i++) expect([world.ats(), world.backEnd.completion.page, world.backEnd.completion.pages]).toEqual(['RW-', 0xc0000 + 0x1a * 512 + 0x56, 1]);
     // the page of that leaf which falls on 0xfee00000
     const page = PAGE - (PAGE % 512 ** 2) + 0x3ee00;
-    expect([world.read(page, 5), world.ats(page)]).toEqual([-0x87, 'UR']);
+    expect([world.read(page, 5), world.ats(page)]).toEqual([-0x87, 'CA']);
   });
 
   it('answers for the interrupt address range: untranslated writes only (3.15)', () => {
     const world = new TranslationWorld().scalable(1n);
     expect([world.ats(0xfee00, NO_PASID), world.backEnd.completion.untranslatedOnly, world.backEnd.completion.page]).toEqual(['-W-', true, 0xfee00]);
+    // table 30, S.2
+    expect([world.ats(0xfee00, NO_PASID, ATTR_NO_WRITE), world.backEnd.completion.untranslatedOnly]).toEqual(['---', false]);
   });
 
   it('answers pass-through with the address itself', () => {
     const world = new TranslationWorld().scalable(4n);
-    expect([world.ats(0x77), world.backEnd.completion.page, world.ats(0x77, 5, ATTR_NO_WRITE), world.ats(2 ** 34)]).toEqual(['RW-', 0x77, 'R--', 'UR']);
+    expect([world.ats(0x77), world.backEnd.completion.page, world.ats(0x77, 5, ATTR_NO_WRITE), world.ats(2 ** 34), world.faults]).toEqual(['RW-', 0x77, 'R--', '---', []]);
   });
 
   it.each([
     ['UR', 0x0d, 'TT 0', (w: TranslationWorld) => w.legacy(), NO_PASID],
     ['UR', 0x31, 'PASID in legacy mode', (w: TranslationWorld) => w.legacy(4n), 5],
+    ['CA', 0x09, 'context table outside memory', (w: TranslationWorld) => w.legacy(4n).poke(ROOT, 0x7000_0001n), NO_PASID],
     ['UR', 0x41, 'context P', (w: TranslationWorld) => w.scalable(1n).poke(CONTEXT, 0n), 5],
-    ['UR', 0x44, 'DTE', (w: TranslationWorld) => w.scalable(1n).clear(CONTEXT, 4n), 5],
-    ['UR', 0x44, 'DTE before PASIDE', (w: TranslationWorld) => w.scalable(1n).clear(CONTEXT, 12n), 5],
+    ['CA', 0x42, 'context reserved', (w: TranslationWorld) => w.scalable(1n).or(CONTEXT, 0x20n), 5],
+    ['UR', 0x44, 'DTE', (w: TranslationWorld) => w.scalable(1n).clear(CONTEXT, 0x14n), 5],
+    ['UR', 0x44, 'DTE before PASIDE', (w: TranslationWorld) => w.scalable(1n).clear(CONTEXT, 0x1cn), 5],
     ['UR', 0x45, 'PASIDE', (w: TranslationWorld) => w.scalable(1n).clear(CONTEXT, 8n), 5],
-    ['UR', 0x51, 'directory P', (w: TranslationWorld) => w.scalable(1n).poke(DIRECTORY, 0n), 5],
-    ['UR', 0x59, 'PASID entry P', (w: TranslationWorld) => w.scalable(1n).poke(ENTRY, 0n), 5],
-    ['UR', 0x5b, 'PGTT', (w: TranslationWorld) => w.scalable(6n), 5],
-    ['CA', 0x70, 'table outside memory', (w: TranslationWorld) => w.scalable(1n).poke(flAt(1), 0x7000_0007n), 5],
-    ['CA', 0x72, 'reserved bits', (w: TranslationWorld) => w.scalable(1n).or(flAt(3), PS), 5],
+    ['CA', 0x52, 'directory reserved', (w: TranslationWorld) => w.scalable(1n).or(DIRECTORY, 4n), 5],
+    ['CA', 0x5b, 'PGTT', (w: TranslationWorld) => w.scalable(6n), 5],
+    ['CA', 0x78, 'table of the second level outside memory', (w: TranslationWorld) => w.scalable(2n).poke(slAt(1), 0x7000_0003n), 5],
     ['CA', 0x7a, 'reserved bits of the second level', (w: TranslationWorld) => w.scalable(2n).or(slAt(0), 1n << 62n), 5],
-    ['UR', 0x87, 'result in the interrupt range', (w: TranslationWorld) => w.scalable(1n).poke(flAt(0), 0xfee0_0007n), 5],
-  ] as const)('is refused with %s and recorded as 0x%i: %s', (answer, reason, _name, prepare, pasid) => {
+    ['CA', 0x87, 'result in the interrupt range', (w: TranslationWorld) => w.scalable(1n).poke(flAt(0), 0xfee0_0007n), 5],
+  ] as const)('is refused with %s and recorded as 0x%i: %s (table 30)', (answer, reason, _name, prepare, pasid) => {
     const world = new TranslationWorld();
     prepare(world);
     expect([world.ats(PAGE, pasid), world.faults.map((fault) => [fault.reason, fault.addressType])]).toEqual([answer, [[reason, 1]]]);
   });
 
-  it('refuses privileged and execute requests without SRE and ERE', () => {
+  it.each([
+    ['directory P', (w: TranslationWorld) => w.scalable(1n).poke(DIRECTORY, 0n)],
+    ['PASID entry P', (w: TranslationWorld) => w.scalable(1n).poke(ENTRY, 0n)],
+    ['first-level table outside memory', (w: TranslationWorld) => w.scalable(1n).poke(flAt(1), 0x7000_0007n)],
+    ['first-level root outside memory', (w: TranslationWorld) => w.scalable(1n).poke(ENTRY + 16, 0x7000_0000n)],
+    ['reserved bits of the first level', (w: TranslationWorld) => w.scalable(1n).or(flAt(3), PS)],
+  ] as const)('is answered R = W = 0 and not recorded: %s (table 30, 7.1.2)', (_name, prepare) => {
+    const world = new TranslationWorld();
+    prepare(world);
+    expect([world.ats(), world.faults]).toEqual(['---', []]);
+  });
+
+  it('answers R = W = 0 to privileged and execute requests without SRE and ERE (SPT.5, SPT.6)', () => {
     const world = new TranslationWorld().scalable(1n);
-    expect([world.ats(PAGE, 5, ATTR_PRIVILEGED), world.ats(PAGE, 5, ATTR_EXECUTE), world.faults.map((fault) => fault.reason)]).toEqual(['UR', 'UR', [0x5d, 0x5c]]);
+    expect([world.ats(PAGE, 5, ATTR_PRIVILEGED), world.backEnd.completion.privileged, world.ats(PAGE, 5, ATTR_EXECUTE), world.faults]).toEqual(['---', true, '---', []]);
+  });
+
+  it('shows PRIV for what the request asked, not for RID_PRIV (4.2.3)', () => {
+    const world = new TranslationWorld().scalable(1n, { entry2: 1n });
+    world.clear(flAt(0), US);
+    world.poke(CONTEXT + 8, 0x10_0000n);
+    expect([world.ats(PAGE, NO_PASID), world.backEnd.completion.privileged]).toEqual(['RW-', false]);
   });
 
   it('answers R = W = 0 silently for a PASID entry with P = 0 and FPD = 1 (M6)', () => {
@@ -121,9 +142,9 @@ describe('translation requests (VT-d 4.1, 4.1)', () => {
   });
 });
 
-describe('translated requests (4.3)', () => {
+describe('translated requests (4.2.5)', () => {
   it('pass where the context entry allows device TLBs', () => {
-    expect(new TranslationWorld().scalable(1n).write(0x99, 5, ATTR_TRANSLATED)).toBe(0x99);
+    expect(new TranslationWorld().scalable(1n).write(0x99, NO_PASID, ATTR_TRANSLATED)).toBe(0x99);
     expect(new TranslationWorld().legacy(4n).write(0x99, NO_PASID, ATTR_TRANSLATED)).toBe(0x99);
   });
 
@@ -131,16 +152,21 @@ describe('translated requests (4.3)', () => {
     ['beyond the host address width', 2 ** 34, -0x83], ['in the interrupt range', 0xfee01, -0x87],
   ] as const)('are refused %s', (_name, page, reason) => {
     const world = new TranslationWorld().scalable(1n);
-    expect([world.write(page, 5, ATTR_TRANSLATED), world.faults[0]?.addressType]).toEqual([reason, 2]);
+    expect([world.write(page, NO_PASID, ATTR_TRANSLATED), world.faults[0]?.addressType]).toEqual([reason, 2]);
   });
 
   it('are refused after the context entry forbids them and is invalidated', () => {
     const world = new TranslationWorld().scalable(1n);
     world.read(PAGE, 5);
-    world.clear(CONTEXT, 4n);
-    expect(world.write(0x99, 5, ATTR_TRANSLATED)).toBe(0x99);
+    world.clear(CONTEXT, 0x14n);
+    expect(world.write(0x99, NO_PASID, ATTR_TRANSLATED)).toBe(0x99);
     world.backEnd.invalidateContext('device', 0, DEVICE, 0);
-    expect(world.write(0x99, 5, ATTR_TRANSLATED)).toBe(-0x44);
+    expect(world.write(0x99, NO_PASID, ATTR_TRANSLATED)).toBe(-0x44);
+  });
+
+  it('are a protocol error with a PASID (4.2.1)', () => {
+    const world = new TranslationWorld().scalable(1n);
+    expect([world.write(0x99, 5, ATTR_TRANSLATED), world.faults]).toEqual([SILENT, []]);
   });
 });
 
@@ -165,11 +191,11 @@ describe('page requests (7.4)', () => {
   });
 
   it.each([
-    ['PRE is clear', 0x47, PRG_FAILURE, (w: TranslationWorld) => w.clear(CONTEXT, 0x10n)],
-    ['the context entry is not present', 0x41, PRG_FAILURE, (w: TranslationWorld) => w.poke(CONTEXT, 0n)],
-    ['the PASID entry is not present', 0x59, PRG_INVALID, (w: TranslationWorld) => w.poke(ENTRY, 0n)],
-    ['PASIDE is clear', 0x45, PRG_INVALID, (w: TranslationWorld) => w.clear(CONTEXT, 8n)],
-  ] as const)('is recorded and answered when %s', (_name, reason, code, prepare) => {
+    ['PRE is clear', 0x47, (w: TranslationWorld) => w.clear(CONTEXT, 0x10n)],
+    ['the context entry is not present', 0x41, (w: TranslationWorld) => w.poke(CONTEXT, 0n)],
+    ['the PASID entry is not present', 0x59, (w: TranslationWorld) => w.poke(ENTRY, 0n)],
+    ['PASIDE is clear', 0x45, (w: TranslationWorld) => w.clear(CONTEXT, 8n)],
+  ] as const)('is recorded and answered Invalid Request when %s (table 31)', (_name, reason, prepare) => {
     const world = new TranslationWorld().scalable(1n);
     prepare(world);
     request(world, false);
@@ -177,7 +203,7 @@ describe('page requests (7.4)', () => {
     request(world, true, 0);
     expect(world.responses).toEqual([]);
     request(world);
-    expect([world.responses, world.faults.map((fault) => [fault.reason, fault.pageRequest]), world.requests]).toEqual([[[DEVICE, 0x1a5, code, 5]], Array(3).fill([reason, true]), []]);
+    expect([world.responses, world.faults.map((fault) => [fault.reason, fault.pageRequest]), world.requests]).toEqual([[[DEVICE, 0x1a5, PRG_INVALID, 5]], Array(3).fill([reason, true]), []]);
   });
 
   it('answers Invalid silently for a PASID entry with P = 0 and FPD = 1 (M6)', () => {
@@ -187,12 +213,12 @@ describe('page requests (7.4)', () => {
     expect([world.responses, world.faults, world.requests]).toEqual([[[DEVICE, 0x1a5, PRG_INVALID, 5]], [], []]);
   });
 
-  it('fails in legacy mode (0x32) and while remapping is off', () => {
+  it('is answered Invalid Request in legacy mode (0x32), Response Failure while remapping is off', () => {
     const world = new TranslationWorld().legacy();
     request(world);
     world.backEnd.setState({ enabled: false, rootTable: 0, mode: 1 });
     request(world, true, 1, NO_PASID);
-    expect([world.responses, world.faults.map((fault) => fault.reason)]).toEqual([[[DEVICE, 0x1a5, PRG_FAILURE, 5], [DEVICE, 0x1a5, PRG_FAILURE, NO_PASID]], [0x32]]);
+    expect([world.responses, world.faults.map((fault) => fault.reason)]).toEqual([[[DEVICE, 0x1a5, PRG_INVALID, 5], [DEVICE, 0x1a5, PRG_FAILURE, NO_PASID]], [0x32]]);
   });
 
   it('sends responses to the device, those of a last request only', () => {

@@ -38,8 +38,10 @@ export class HeldWaits {
 }
 
 export class PageRequester {
-  /** Wakes who waits for credits, a group index, or the end of a PASID's use. */
+  /** Wakes who waits for the end of a PASID's use. */
   readonly changed: WaitQueue;
+  /** Requests that wait for credits or a group index. One is woken at a time, and wakes the next while there are some. */
+  private readonly waiting: WaitQueue;
   private readonly groups: PageRequestGroups;
   private readonly uses: PasidUses;
   private readonly held: HeldWaits;
@@ -51,7 +53,8 @@ export class PageRequester {
   private generation = 0;
 
   constructor(scheduler: Scheduler, name: string, uses: PasidUses, held: HeldWaits, defects: ReadonlySet<string>) {
-    this.changed = new WaitQueue(scheduler, `page request credits of ${name}`);
+    this.changed = new WaitQueue(scheduler, `the end of a PASID's use by ${name}`);
+    this.waiting = new WaitQueue(scheduler, `page request credits of ${name}`);
     this.groups = new PageRequestGroups(scheduler, name, defects);
     this.uses = uses;
     this.held = held;
@@ -67,8 +70,18 @@ export class PageRequester {
         this.generation++;
         this.groups.dropAll(event === 'failed' ? PRG_FAILURE : PRG_ABANDONED);
       }
-      this.changed.wakeAll();
+      if (event !== 'credit') this.wakeAll();
+      else {
+        this.waiting.wakeOne();
+        this.changed.wakeAll();
+      }
     });
+  }
+
+  /** Something changed that every request may have to end for. */
+  wakeAll(): void {
+    this.waiting.wakeAll();
+    this.changed.wakeAll();
   }
 
   /** Groups without a response. */
@@ -88,13 +101,17 @@ export class PageRequester {
     const pri = this.pri, port = this.port!;
     if (pri === undefined) return PRG_ABANDONED;
     for (;;) {
-      if (!this.active || count > pri.allocation || port.revoked || this.uses.stopping(pasid)) return PRG_ABANDONED;
+      if (!this.active || count > pri.allocation || port.revoked || this.uses.stopping(pasid)) {
+        this.waiting.wakeOne();
+        return PRG_ABANDONED;
+      }
       // credits of a whole group at once: two halves that wait for each other would never end
       if (!this.groups.full && pri.take(count)) break;
-      yield* this.changed.wait();
+      yield this.waiting;
     }
     const index = this.groups.open(pasid, count);
     this.credits += count;
+    if (pri.outstanding < pri.allocation && !this.groups.full) this.waiting.wakeOne();
     for (let i = 0; i < count; i++) {
       const status = port.pageRequest(page + i, access, i === count - 1, index, pasid);
       if (status === DMA_HELD) {
@@ -136,7 +153,7 @@ export class PageRequester {
 
   abandonPasid(pasid: number): void {
     this.groups.abandonPasid(pasid);
-    this.changed.wakeAll();
+    this.wakeAll();
   }
 
   /** The function was reset or is gone; its credits return to the pool that it shares. */
@@ -146,13 +163,12 @@ export class PageRequester {
     this.generation++;
     this.groups.dropAll(PRG_ABANDONED);
     if (credits > 0) this.pri?.give(credits);
-    this.changed.wakeAll();
+    this.wakeAll();
   }
 
   private close(index: number, code: number): void {
     const credits = this.groups.respond(index, code);
     this.credits -= credits;
     this.pri?.give(credits);
-    this.changed.wakeAll();
   }
 }

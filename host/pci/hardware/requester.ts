@@ -131,7 +131,7 @@ export class Requester implements DmaClient {
     fn.listen((change) => {
       if (change === 'reset' || change === 'removed') this.reset();
       else if (change === 'ats' && !fn.atsEnabled) this.dropTranslations();
-      else if (change === 'bus-master' || change === 'pri') this.pages.changed.wakeAll();
+      else if (change === 'bus-master' || change === 'pri') this.pages.wakeAll();
     });
   }
 
@@ -199,7 +199,7 @@ export class Requester implements DmaClient {
     const use = this.uses.stop(pasid);
     const { pages } = this;
     if (style === 'marker') pages.abandonPasid(pasid);
-    pages.changed.wakeAll();
+    pages.wakeAll();
     try {
       yield* pages.changed.until(() => use.operations === 0 && (style === 'marker' || pages.countOf(pasid) === 0));
       if (style === 'marker' && pages.active && !this.port!.revoked) {
