@@ -32,3 +32,7 @@ export { Checker } from './checkers/invariant.js';
 export type { WalkReport, WalkTarget } from './inspect.js';
 export { parseStopPoint, type StopPoint } from './stop-point.js';
 export { traceToNdjson, traceToPerfetto } from '../sim/trace-export.js';
+export { explainImage, parseImageWalk, type ImageReport, type ImageWalkTarget } from './explain/image.js';
+export { openImages, type OpenImage } from './explain/image-files.js';
+export { readRegisters, type RegisterValues } from './explain/register-file.js';
+export { explainLog, type LogGroup, type LogReport } from './explain/log.js';

@@ -15,7 +15,8 @@ const MAX_LINE = 2048;
 export const MAX_GROUPS = 500;
 const MAX_UNKNOWN = 20;
 const LINES_KEPT = 6;
-const ADDRESSES_KEPT = 1024;
+/** Different pages that are counted for a group. */
+export const ADDRESSES_KEPT = 1024;
 
 export interface LogGroup {
   readonly kind: string;
@@ -59,6 +60,9 @@ interface OpenGroup {
 
 const ABOUT_IOMMU = /\b(?:DMAR(?:-IR)?|IOMMU|INTR-REMAP|VT-d|PASID|SVA|SVM|PRQ|PRI|ATS|iommufd|vfio[-_a-z]*)\b/i;
 
+/** Every line that any pattern knows has one of these: the others are passed over quickly. */
+const MAYBE = /dmar|iommu|remap|vt-d|request|prq|sva|svm|rmrr|fault|pasid|invalidation|pte|table|bios|domain|canonical|response|translation|entry|identity|address width|no (?:atsr|satc)|opt (?:in|out)/i;
+
 /** Explains the text of a log. */
 export function explainLog(text: string): LogReport {
   const reader = new LogReader();
@@ -82,9 +86,10 @@ class LogReader {
   private dump: { dump: TableDump; line: number } | undefined;
 
   line(raw: string, number: number): void {
-    const line = raw.replaceAll(/[\u0000-\u0008\u000b-\u001f\u007f]|\u001b\[[0-9;]{0,8}m/g, ' ').trim();
+    const line = raw.replaceAll(/\p{Cc}\[[0-9;]{0,8}m|\p{Cc}/gu, ' ').trim();
     if (line === '') return;
     if (this.continueFault(line)) return;
+    if (!MAYBE.test(line)) return this.settle(undefined, line, number);
     const begun = TableDump.start(line);
     if (begun !== undefined) {
       this.endDump();

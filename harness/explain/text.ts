@@ -3,7 +3,7 @@ import { hex, hexPage } from '../../sim/address.js';
 import type { WalkReport } from '../inspect.js';
 import { formatSize } from '../topology/units.js';
 import type { ImageReport } from './image.js';
-import type { LogGroup, LogReport } from './log.js';
+import { ADDRESSES_KEPT, type LogGroup, type LogReport } from './log.js';
 import type { Mapping } from './mapped-ranges.js';
 import type { QueueReport } from './queues.js';
 import type { DeviceReport, SpaceReport, TablesReport } from './tables.js';
@@ -16,7 +16,7 @@ const PAGING_NAMES = ['PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'];
 
 /** A JSON text in which 64-bit values are `0x…`. */
 export function toJson(report: unknown): string {
-  return `${JSON.stringify(report, (_key, value: unknown) => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value instanceof Map ? Object.fromEntries(value) : value), 2)}\n`;
+  return `${JSON.stringify(report, (_key, value: unknown) => (typeof value === 'bigint' ? `0x${value.toString(16)}` : value instanceof Map ? (Object.fromEntries(value) as unknown) : value), 2)}\n`;
 }
 
 export function imageText(report: ImageReport): string {
@@ -151,7 +151,7 @@ function groupLines(group: LogGroup): string[] {
   const lines = [`${times(group.count)}${group.title}  (line${group.count === 1 ? '' : 's'} ${shown}${group.count > group.lines.length ? ', …' : ''})`, `    ${group.what}`];
   if (group.addresses !== undefined) {
     const { lowest, highest, different } = group.addresses;
-    lines.push(`    address: 0x${lowest.toString(16)}${highest === lowest ? '' : ` to 0x${highest.toString(16)}, ${different} page${different === 1 ? '' : 's'}`}`);
+    lines.push(`    address: 0x${lowest.toString(16)}${highest === lowest ? '' : ` to 0x${highest.toString(16)}, ${different === ADDRESSES_KEPT ? 'at least ' : ''}${different} page${different === 1 ? '' : 's'}`}`);
   }
   if (group.entry !== undefined) lines.push(`    ended at: ${group.entry}`);
   lines.push(...group.details.map((detail) => `    ${detail}`));

@@ -19,6 +19,8 @@ export interface BenchMachineOptions {
   /** Entries of the page request queue. */
   readonly queueEntries?: number;
   readonly workers?: number;
+  /** Default: the product's. */
+  readonly traceRecords?: number;
 }
 
 export class BenchMachine {
@@ -39,7 +41,7 @@ export class BenchMachine {
       },
       limits: { events: 2 ** 50, time: '1000000s' },
     };
-    this.machine = createMachineSync(topology, { checkers: options.checkers ?? false });
+    this.machine = createMachineSync(topology, { checkers: options.checkers ?? false, ...(options.traceRecords === undefined ? {} : { traceRecords: options.traceRecords }) });
     const { host } = this.machine;
     const { clock, scheduler, timing } = host;
     this.requester = new Requester({ name: 'engine', clock, scheduler, timing });

@@ -13,10 +13,10 @@ describe('docs/explain.md', () => {
   });
 
   it.each(examples)('shows what `vfiosim %s` prints', async (command, output) => {
-    const { io, out, err } = captured();
-    expect(await main(command.split(' '), io)).toBe(0);
-    expect(out()).toBe(output);
-    expect(err()).toBe('');
+    const shown = captured();
+    expect(await main(command.split(' '), shown.io)).toBe(0);
+    expect(shown.out()).toBe(output);
+    expect(shown.err()).toBe('');
   });
 
   it.each([...document.matchAll(/`(test\/explain\/data\/[^`]*)`:\n\n```\w+\n([\s\S]*?)```/g)].map((match) => [match[1]!, match[2]!] as const))('quotes %s', (file, content) => {

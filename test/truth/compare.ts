@@ -137,8 +137,8 @@ export class ModelUnderTest implements FrontEndSink, FunctionRouter {
     const { faults } = this;
     if (faults.length > 1) return `${faults.length} records`;
     const record = faults[0];
-    if (record === undefined) return expected.recorded === true ? 'no record' : '';
-    if (expected.recorded === false) return `a record of 0x${record.reason.toString(16)}`;
+    if (record === undefined) return expected.recorded ? 'no record' : '';
+    if (!expected.recorded) return `a record of 0x${record.reason.toString(16)}`;
     const pasid = request.pasid ?? NO_PASID;
     const addressType = request.kind === 'translation' ? 1 : request.kind === 'translated' ? 2 : 0;
     if (record.reason !== expected.reason) return `reason 0x${record.reason.toString(16)}`;

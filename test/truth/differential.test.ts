@@ -134,5 +134,5 @@ function walkedFaultsAreRecorded(world: TableWorld, sourceId: number, pasid: num
   const probe = walk(world.load, hardware, BigInt(world.rootTable), world.mode, {
     sourceId, pasid, address: 1n << 63n, kind: 'untranslated', write: false, execute: false, privileged: false, noWrite: false,
   });
-  return probe.recorded === true;
+  return probe.recorded;
 }

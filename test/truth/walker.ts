@@ -37,8 +37,8 @@ export interface Outcome {
   readonly reason: number;
   /** Completion status; a translation request may succeed with a reason and no rights. */
   readonly status: 'success' | 'UR' | 'CA';
-  /** The fault is recorded; `either` where recorded implementations contradict the text. */
-  readonly recorded: boolean | 'either';
+  /** The fault is recorded: no FPD bit on the way suppresses it. */
+  readonly recorded: boolean;
   readonly address: bigint;
   /** Bytes that the leaf covers; of both stages the smaller. */
   readonly size: bigint;
@@ -68,8 +68,6 @@ const A = 0x20n, D = 0x40n, EA = 0x400n, SS_A = 0x100n, SS_D = 0x200n;
 
 /** Table 30, column "Qualified": no. */
 const UNQUALIFIED = new Set([0x1, 0x8, 0x9, 0xa, 0x29, 0x30, 0x31, 0x32, 0x33, 0x38, 0x39, 0x3a, 0x40, 0x50, 0x58]);
-/** Table 30 calls LCT.3 and SCT.3 qualified; QEMU records them whatever FPD says, and golden vectors hold it. */
-const DISPUTED = new Set([0xb, 0x42]);
 /** Table 30, columns of translation requests: "Success with R=W=U=S=0" or "with effective permission". */
 const RECOVERABLE = new Set([
   0x4, 0x5, 0x6, 0x51, 0x59, 0x5c, 0x5d, 0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x76, 0x77, 0x79, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x91,
@@ -514,8 +512,7 @@ export function walk(load: Load, hardware: Hardware, rootTable: bigint, mode: nu
   walker.settle(reason === 0);
   const asks = request.kind === 'translation';
   const recoverable = asks && RECOVERABLE.has(reason);
-  let recorded: boolean | 'either' = reason > 0 && (UNQUALIFIED.has(reason) || !walker.faultProcessingDisabled);
-  if (DISPUTED.has(reason) && !recorded) recorded = 'either';
+  let recorded = reason > 0 && (UNQUALIFIED.has(reason) || !walker.faultProcessingDisabled);
   // section 7.1.2: not reported, but for SFS.10
   if (recoverable && reason !== 0x91) recorded = false;
   let status: Outcome['status'] = reason === 0 || recoverable ? 'success' : 'UR';

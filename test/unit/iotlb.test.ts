@@ -43,6 +43,16 @@ describe('translation cache (VT-d 4.1, 6.2)', () => {
     expect([0, 2, 4, 6, 8, 10].map((page) => lookup(cache, 1, 5, 0, page))).toEqual([undefined, undefined, 2, 3, 4, 5]);
   });
 
+  it('counts its large entries through replacement, invalidation and reuse of their places', () => {
+    const cache = new TranslationCache(4); // one set
+    for (let i = 0; i < 6; i++) fill(cache, 1, 5, i % 2, i * 512, i);
+    expect(cache.largeEntries).toBe(2);
+    cache.invalidatePasidPages(1, 5, 3 * 512, 1);
+    expect(cache.largeEntries).toBe(1);
+    for (let i = 8; i < 12; i++) fill(cache, 1, 5, 0, i, i);
+    expect([cache.largeEntries, cache.list().length]).toEqual([0, 4]);
+  });
+
   it('drops a large entry when one of its pages is invalidated, and nothing else', () => {
     const cache = new TranslationCache(64);
     fill(cache, 1, 5, 1, 512, 0x1000);

@@ -28,4 +28,21 @@ describe('Channel', () => {
     expect(errors).toEqual([new Error('no 4')]);
     expect(seen).toEqual([100, 200, 6, 300]);
   });
+
+  it('delivers to who was subscribed when the value came, and ends with its close', () => {
+    const channel = new Channel<number>(new Mailbox((error) => { throw error; }), 'c');
+    const seen: string[] = [];
+    expect(channel.observed).toBe(false);
+    const first = channel.values$.subscribe((n) => {
+      seen.push(`first ${n}`);
+      if (n === 1) channel.values$.subscribe({ next: (later) => seen.push(`late ${later}`), complete: () => seen.push('late ends') });
+      else first.unsubscribe();
+    });
+    for (const n of [1, 2, 3]) channel.publish(n);
+    expect([seen, channel.observed]).toEqual([['first 1', 'first 2', 'late 2', 'late 3'], true]);
+    channel.close();
+    channel.publish(4);
+    channel.values$.subscribe({ complete: () => seen.push('too late') });
+    expect([seen.slice(4), channel.observed]).toEqual([['late ends', 'too late'], false]);
+  });
 });

@@ -107,4 +107,65 @@ describe('tasks', () => {
     clock.run();
     expect([timely.result, clock.now]).toEqual([true, 110]);
   });
+
+  it('leave a wait queue wherever they stand in it, and the others are woken in order', () => {
+    for (const victims of [[0], [1], [3], [0, 1], [2, 3], [0, 1, 2, 3]]) {
+      const { clock, scheduler } = world();
+      const queue = new WaitQueue(scheduler, 'queue');
+      const order: number[] = [];
+      const wait = function* (i: number): Steps {
+        yield* queue.wait();
+        order.push(i);
+      };
+      const tasks = [0, 1, 2, 3].map((i) => scheduler.spawn(`task ${i}`, wait(i)));
+      clock.run();
+      for (const victim of victims) tasks[victim]!.kill();
+      tasks.push(scheduler.spawn('task 4', wait(4)));
+      clock.run();
+      queue.wakeOne();
+      clock.run();
+      const left = [0, 1, 2, 3, 4].filter((i) => !victims.includes(i));
+      expect([order, queue.empty]).toEqual([left.slice(0, 1), left.length === 1]);
+      queue.wakeAll();
+      clock.run();
+      expect([order, queue.empty]).toEqual([left, true]);
+    }
+  });
+
+  it('ask the condition they wait for once more after every wake', () => {
+    const { clock, scheduler } = world();
+    const queue = new WaitQueue(scheduler, 'queue');
+    let tokens = 0, asked = 0;
+    const task = scheduler.spawn('task', (function* (): Steps<string> {
+      yield* queue.until(() => ++asked > 0 && tokens >= 2);
+      return 'through';
+    })());
+    for (const time of [10, 20]) {
+      clock.post(time, () => {
+        tokens++;
+        queue.wakeAll();
+      });
+    }
+    clock.run();
+    expect([task.result, asked, clock.now]).toEqual(['through', 3, 20]);
+  });
+
+  it('killed in their sleep, are not run by its end', () => {
+    const { clock, scheduler } = world();
+    let cleaned = 0, woken = 0;
+    const inner = function* (): Steps {
+      try {
+        yield* sleep(clock, 10);
+        woken++;
+      } finally {
+        cleaned++;
+      }
+    };
+    const task = scheduler.spawn('sleeper', inner());
+    clock.run({ untilNs: 5 });
+    expect(task.blockedOn!.describe()).toBe('10 ns to pass');
+    task.kill();
+    clock.run();
+    expect([woken, cleaned, task.ended, clock.now]).toEqual([0, 1, true, 10]);
+  });
 });

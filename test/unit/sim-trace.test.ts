@@ -35,6 +35,29 @@ describe('Trace', () => {
     expect(trace.describe(records[0]!)).toEqual([['who', 'b'], ['page', '0x7f012345b000']]);
   });
 
+  it('tells listeners of the kinds they name, declared before or after, until they leave', () => {
+    const trace = new Trace(new VirtualClock());
+    const early = trace.define('a:early', [['n', 'dec']]);
+    const heard: string[] = [];
+    const note = (who: string) => (record: { kind: { name: string }; args: readonly number[] }): void => void heard.push(`${who} ${record.kind.name} ${record.args.join()}`);
+    trace.listen(note('all'));
+    const leave = trace.listen((record) => {
+      note('some')(record);
+      leave();
+    }, ['a:late']);
+    const late = trace.define('a:late', [['n', 'dec']]);
+    trace.record(early, 0, 1);
+    trace.record(late, 0, 2);
+    trace.record(late, 0, 3);
+    expect(heard).toEqual(['all a:early 1', 'all a:late 2', 'some a:late 2', 'all a:late 3']);
+    expect([trace.countOf(early), trace.countOf(late)]).toEqual([1, 2]);
+  });
+
+  it('has this hash for these records: strings by their text, words beyond 32 bits by both halves', () => {
+    // as the first version of the trace computed it, value by value
+    expect(story(1000).hash).toBe('d623e3d904130ab9');
+  });
+
   it('exports lines of JSON and Chrome events with spans and flow arrows', () => {
     const trace = story(1000);
     const lines = [...traceToNdjson(trace)];

@@ -100,20 +100,27 @@ export class TranslationCache {
   /** Fills an entry, over the one with the same tag or the next one of the set in turn. Returns its index, or -1 when nothing is cached. */
   insert(domainId: number, pasid: number, key: number, salt: number, level: number, prefix: number, frame: number, flags: number): number {
     if (this.entries === 0) return -1;
-    let index = this.find(key + level, salt, prefix);
-    if (index < 0) {
-      const set = (prefix ^ salt) & this.setMask;
-      const way = this.victims[set]!;
-      this.victims[set] = (way + 1) & (WAYS - 1);
-      index = set * WAYS + way;
-      if (this.keys[index]! >= 0) this.forget(index);
-      if (level > 0) this.largeEntries++;
-      this.keys[index] = key + level;
-      this.prefixes[index] = prefix;
-      this.levels[index] = level;
-      this.domains[index] = domainId;
-      this.pasids[index] = pasid;
-    }
+    const index = this.find(key + level, salt, prefix);
+    if (index < 0) return this.add(domainId, pasid, key, salt, level, prefix, frame, flags);
+    this.frames[index] = frame;
+    this.flags[index] = flags;
+    return index;
+  }
+
+  /** Like `insert`, of a tag that is known not to be there, in a cache that has entries. */
+  add(domainId: number, pasid: number, key: number, salt: number, level: number, prefix: number, frame: number, flags: number): number {
+    const set = (prefix ^ salt) & this.setMask;
+    const way = this.victims[set]!;
+    this.victims[set] = (way + 1) & (WAYS - 1);
+    const index = set * WAYS + way;
+    // the level of an entry that is not valid counts for nothing
+    if (this.levels[index]! > 0 && this.keys[index]! >= 0) this.largeEntries--;
+    if (level > 0) this.largeEntries++;
+    this.keys[index] = key + level;
+    this.prefixes[index] = prefix;
+    this.levels[index] = level;
+    this.domains[index] = domainId;
+    this.pasids[index] = pasid;
     this.frames[index] = frame;
     this.flags[index] = flags;
     return index;

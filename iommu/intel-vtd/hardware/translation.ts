@@ -168,7 +168,7 @@ export class TranslationBackEnd implements BackEnd {
         return DMA_DONE;
       }
     }
-    const reason = this.walk(root, page, write ? SL_W : SL_R, effective, write);
+    const reason = this.walk(root, page, write ? SL_W : SL_R, effective, write, index < 0);
     if (reason !== 0) return this.refuse(reason, root.fpd, sourceId, pasid, attributes, page, write, 0);
     this.page = this.walker.page;
     return DMA_DONE;
@@ -228,7 +228,7 @@ export class TranslationBackEnd implements BackEnd {
       this.complete(iotlb.frames[index]!, pages, iotlb.flags[index]!, wantWrite, effective);
       return this.withPrivilege(attributes, pasid);
     }
-    const reason = this.walk(root, page, 0, effective & ATTR_PRIVILEGED, wantWrite);
+    const reason = this.walk(root, page, 0, effective & ATTR_PRIVILEGED, wantWrite, index < 0);
     if (reason === 0) {
       const { walker } = this;
       const pages = this.leafPages(walker.level, walker.page);
@@ -381,7 +381,7 @@ export class TranslationBackEnd implements BackEnd {
   }
 
   /** Walks and fills the IOTLB; 0, or the reason. */
-  private walk(root: AddressSpaceRoot, page: number, needs: number, effective: number, setDirty: boolean): number {
+  private walk(root: AddressSpaceRoot, page: number, needs: number, effective: number, setDirty: boolean, unknown: boolean): number {
     const { walker } = this;
     walker.accesses = 0;
     const reason = walker.walk(root, page, needs, (effective & ATTR_EXECUTE) !== 0, (effective & ATTR_PRIVILEGED) !== 0, setDirty);
@@ -390,7 +390,9 @@ export class TranslationBackEnd implements BackEnd {
     const result = walker.page;
     if (result >= INTERRUPT_FIRST_PAGE && result <= INTERRUPT_LAST_PAGE) return root.legacy ? FAULT.L_INTERRUPT_RANGE : FAULT.INTERRUPT_RANGE;
     if (!this.caching) return 0;
-    if (walker.level === 0) {
+    if (walker.level === 0 && unknown) {
+      this.iotlb.add(root.domainId, root.pasid, root.key, root.salt, 0, page, result, walker.flags);
+    } else if (walker.level === 0) {
       this.iotlb.insert(root.domainId, root.pasid, root.key, root.salt, 0, page, result, walker.flags);
     } else {
       const pages = this.leafPages(walker.level, result);

@@ -2,9 +2,8 @@
  * Fault reasons of DMA remapping (VT-d rev 4.1, section 7.1.3 and appendix A): code, condition, sentence, and whether the
  * Fault Processing Disable bit of the entries that were used keeps it from being recorded ("qualified"). Codes were
  * compared with drivers/iommu/intel/dmar.c (Linux), hw/i386/intel_iommu_internal.h (QEMU) and
- * include/VBox/iommu-intel.h (VirtualBox). One deviation: table 30 says that reserved fields of a context entry (LCT.3,
- * SCT.3) are qualified; QEMU, and with it the recorded vectors, report them all the same, and so does this table: an
- * entry with unknown bits does not decide about its own reporting. Left out: reasons of interrupt remapping other than 0x29.
+ * include/VBox/iommu-intel.h (VirtualBox). QEMU differs in one: its table of qualified reasons has no LCT.3 and SCT.3, table 30
+ * has. Left out: reasons of interrupt remapping other than 0x29.
  */
 
 /** Codes by name. L_: legacy mode, S_: scalable mode. */
@@ -104,7 +103,7 @@ const REASONS: readonly FaultReason[] = [
   reason(FAULT.L_ROOT_ACCESS, 'LRT.1', 'Root entry could not be read from memory', false),
   reason(FAULT.L_CONTEXT_ACCESS, 'LCT.1', 'Context entry could not be read from memory', false),
   reason(FAULT.L_ROOT_RESERVED, 'LRT.3', 'Reserved field of a present root entry is not zero', false),
-  reason(FAULT.L_CONTEXT_RESERVED, 'LCT.3', 'Reserved field of a present context entry is not zero', false),
+  reason(FAULT.L_CONTEXT_RESERVED, 'LCT.3', 'Reserved field of a present context entry is not zero'),
   reason(FAULT.L_PAGING_RESERVED, 'LSL.2', 'Reserved field of a paging entry is not zero'),
   reason(FAULT.L_BLOCKED, 'LCT.5', 'Context entry does not allow translation requests and translated requests'),
   reason(FAULT.L_INTERRUPT_RANGE, 'LGN.4', 'Translation ends in the interrupt address range'),
@@ -122,7 +121,7 @@ const REASONS: readonly FaultReason[] = [
 
   reason(FAULT.S_CONTEXT_ACCESS, 'SCT.1', 'SM: context entry could not be read from memory', false),
   reason(FAULT.S_CONTEXT_P, 'SCT.2', 'SM: context entry of the requester is not present'),
-  reason(FAULT.S_CONTEXT_RESERVED, 'SCT.3', 'SM: reserved field of a present context entry is not zero', false),
+  reason(FAULT.S_CONTEXT_RESERVED, 'SCT.3', 'SM: reserved field of a present context entry is not zero'),
   reason(FAULT.S_CONTEXT_INVALID, 'SCT.4', 'SM: context entry has PRE without DTE, or a RID_PASID beyond its directory'),
   reason(FAULT.S_DTE, 'SCT.5', 'SM: translation request or translated request while DTE is clear in the context entry'),
   reason(FAULT.S_PASIDE, 'SCT.6', 'SM: request with PASID while PASIDE is clear in the context entry'),
