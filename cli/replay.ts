@@ -47,12 +47,14 @@ function checksOf({ checks }: ReplayReport): number {
 
 function render(result: ReplayFilesResult, colors: Colors, verbose: boolean): string {
   const { reports } = result;
-  const lines = [table(reports, colors), ''];
+  const lines = [table(reports, colors)];
   const notModelled = [...new Set(reports.flatMap((report) => report.notModelled))];
-  if (notModelled.length > 0) lines.push(`not modelled, reported by the files' hardware: ${notModelled.join(', ')}`);
+  if (notModelled.length > 0) lines.push('', `not modelled, reported by the files' hardware: ${notModelled.join(', ')}`);
   for (const report of reports) lines.push(...details(report, colors, verbose));
   const differing = sum(reports.map(({ disagreements }) => disagreements.length));
-  lines.push('', `${reports.length} ${reports.length === 1 ? 'file' : 'files'}, ${sum(reports.map(checksOf))} checks: ${differing === 0 ? colors.green(colors.bold('AGREE')) : colors.red(colors.bold(`${differing} DISAGREE`))}`);
+  const known = sum(reports.map((report) => report.known.length));
+  const verdict = differing === 0 ? colors.green(colors.bold('AGREE')) : colors.red(colors.bold(`${differing} DISAGREE`));
+  lines.push('', `${reports.length} ${reports.length === 1 ? 'file' : 'files'}, ${sum(reports.map(checksOf))} checks: ${verdict}${known === 0 ? '' : `, ${known} known ${known === 1 ? 'disagreement' : 'disagreements'} apart`}`);
   return `${lines.join('\n')}\n`;
 }
 

@@ -36,3 +36,6 @@ export { explainImage, parseImageWalk, type ImageReport, type ImageWalkTarget } 
 export { openImages, type OpenImage } from './explain/image-files.js';
 export { readRegisters, type RegisterValues } from './explain/register-file.js';
 export { explainLog, type LogGroup, type LogReport } from './explain/log.js';
+export { replayFiles, type ReplayFilesOptions, type ReplayFilesResult } from './replay/worker-pool.js';
+export { VectorRecorder } from './replay/record.js';
+export type { Disagreement, KnownDisagreement, ReplayReport, StaleAnswer, Unsupported } from './replay/report.js';

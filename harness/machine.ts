@@ -15,6 +15,7 @@ import { CheckerSet, type Checker } from './checkers/invariant.js';
 import { standardCheckers } from './checkers/index.js';
 import { composeHost, type Host } from './compose/host.js';
 import type { UnitRegisters } from './compose/settings.js';
+import { checkDefects } from './defects.js';
 import { unmetExpectations } from './expectations.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
 import type { VectorRecorder } from './replay/record.js';
@@ -68,6 +69,7 @@ export class Machine implements Inspectable {
   constructor(loaded: LoadedTopology, options: MachineOptions = {}) {
     const { topology } = loaded;
     const watch = options.checkers ?? true;
+    checkDefects(options.defects ?? []);
     this.loaded = loaded;
     this.name = topology.name ?? loaded.file;
     this.host = composeHost({

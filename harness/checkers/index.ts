@@ -34,7 +34,7 @@ export function standardCheckers(host: Host): Checker[] {
     new FramesFreedUnreachable(dma),
     new GroupsAnsweredOnce(),
     new GroupIndexUsedOnce(),
-    new RequestsWithinAllocation((source) => functionOf(host, source)?.priAllocation ?? 0),
+    new RequestsWithinAllocation((source) => functionOf(host, source)?.pri?.allocated ?? 0),
     new AnswersAsGiven(sourceOf),
     new GroupsHandledWhole(sourceOf),
     new FaultsStayWithTheirMm(),

@@ -92,7 +92,7 @@ export const devicesModule = new ContainerModule(({ bind }) => {
       const parts = { clock, scheduler, timing, trace, defects };
       const models = topology.host.devices.map((device) => plug(tree, device, parts));
       const configured = new Map(models.map((model) => [model.bdf, model.topology]));
-      const idxd = new IdxdDriver({ clock, scheduler, timing, log, iommu: core, memory }, (pci) => idxdOptions(pci, configured));
+      const idxd = new IdxdDriver({ clock, scheduler, timing, log, iommu: core, memory, defects }, (pci) => idxdOptions(pci, configured));
       const edu = new EduDriver({ clock, scheduler, log, dma: core.dma });
       return { models, drivers: [idxd, edu], idxd, edu };
     },

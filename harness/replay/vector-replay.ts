@@ -2,12 +2,14 @@
  * Replays a vector against the VT-d model: once without and once with caches, step by step side by side, unless the
  * file says what caches its hardware had. The rules, and which clause each rests on, are in docs/replay.md.
  */
-import { ACCESS_READ, ACCESS_WRITE, ATTR_TRANSLATED, DMA_CA, DMA_DONE } from '../../host/pci/dma-port.js';
+import { ACCESS_READ, ACCESS_WRITE, DMA_CA, DMA_DONE } from '../../host/pci/dma-port.js';
 import { decodeCapabilities, type VtdCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { FAULT_RECORD_BYTES, IOTLB, REG } from '../../iommu/intel-vtd/spec/registers.js';
 import type { CachedTranslation } from '../../iommu/intel-vtd/hardware/translation-cache.js';
 import type { WalkExplanation } from '../../iommu/intel-vtd/hardware/walk-explanation.js';
 import { hex, hiOf, loOf } from '../../sim/address.js';
+import { SimulatorBug } from '../../sim/assert.js';
+import { InvalidInput } from '../topology/problems.js';
 import { KEPT_DISAGREEMENTS, type Disagreement, type ReplayReport, type StaleAnswer, type Unsupported } from './report.js';
 import { foreignBits, missingFeature } from './vector-features.js';
 import { InvalidationHistory } from './vector-history.js';
@@ -149,7 +151,7 @@ class VectorReplay {
   private refuseWrites(): void {
     if (this.unmentioned.every(({ size }) => size === 0)) return;
     const { step: now } = this;
-    const words = new Map([...this.unmentioned.flatMap((map) => [...map])].toSorted(([a, s], [b, t]) => s - t || a - b));
+    const words = new Map(this.unmentioned.flatMap((map) => [...map]).toSorted(([a, s], [b, t]) => s - t || a - b));
     for (const [address, step] of words) {
       this.checks[CHECK_NAMES.hardwareWrite] = (this.checks[CHECK_NAMES.hardwareWrite] ?? 0) + 1;
       const index = this.unmentioned.findIndex((map) => map.has(address));
@@ -344,7 +346,20 @@ class VectorReplay {
   }
 }
 
-/** Replays a checked vector. */
+/**
+ * Replays a checked vector.
+ * @throws InvalidInput when no unit can have its capability registers
+ */
 export function replayVector(vector: Vector, file: string, options: ReplayOptions = {}): ReplayReport {
-  return new VectorReplay(vector, options).run(file);
+  return compose(vector, file, options).run(file);
+}
+
+/** Registers that CAP and ECAP put on top of each other are a mistake of the file. */
+function compose(vector: Vector, file: string, options: ReplayOptions): VectorReplay {
+  try {
+    return new VectorReplay(vector, options);
+  } catch (error) {
+    if (!(error instanceof SimulatorBug)) throw error;
+    throw new InvalidInput([{ file, path: 'registers', message: `no unit has these capabilities: ${error.message}` }]);
+  }
 }

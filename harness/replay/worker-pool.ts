@@ -153,6 +153,8 @@ function startHelper(share: WorkerShare): Helper {
   const { port1, port2 } = new MessageChannel();
   const script = import.meta.url.endsWith('.ts') ? './worker-boot.mjs' : './worker.js';
   const worker = new Worker(new URL(script, import.meta.url), { workerData: { ...share, port: port2 }, transferList: [port2] });
+  // whoever waits for its files hears of it again; without its help the others do everything
+  worker.on('error', () => {});
   return { worker, port: port1 };
 }
 

@@ -117,8 +117,13 @@ export class DsaHandle implements UserHandle {
       }
       if (noWait) throw new Errno('EAGAIN', `work queue ${file.wq.options.name} of ${this.device} is full`);
       yield* sleep(clock, timing.jittered(timing.options.pollNs));
-      yield* this.poll(this.awaited);
+      yield* this.reap();
     }
+  }
+
+  /** Takes note of completions, oldest first, up to the first that is open: who waits for room looks no further. */
+  private *reap(): Steps {
+    while (this.awaited.length > 0) if (!(yield* this.poll([this.awaited[0]!]))) return;
   }
 
   private inFlight(): number {

@@ -1,9 +1,9 @@
 // Packs the project, installs the tarball in an empty project and uses it there as a stranger would: whatever works
 // only in a checkout (a missing file, an undeclared dependency, an unbuilt module) shows here.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, relative, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
@@ -42,10 +42,6 @@ function passed(what) {
   console.log(`pack: ok    ${what}`);
 }
 
-function skipped(what) {
-  console.log(`pack: skip  ${what}`);
-}
-
 /** Builds and packs; returns the tarball's path. */
 function pack(into) {
   const listing = run('npm pack', ROOT, 'npm', ['pack', '--json', '--pack-destination', into, ...QUIET]);
@@ -53,7 +49,11 @@ function pack(into) {
   const parsed = JSON.parse(listing.slice(listing.search(/^[[{]/m)));
   const [packed] = Array.isArray(parsed) ? parsed : Object.values(parsed);
   const paths = packed.files.map(({ path }) => path);
-  for (const needed of ['package.json', 'LICENSE', 'bin/vfiosim.mjs', 'dist/cli/main.js']) {
+  const configs = readdirSync(join(ROOT, 'configs'), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => relative(ROOT, join(entry.parentPath, entry.name)).split(sep).join('/'));
+  const linked = [...readFileSync(join(ROOT, 'README.md'), 'utf8').matchAll(/\]\((docs\/[^)#]+\.md)\)/g)].map(([, path]) => path);
+  for (const needed of ['package.json', 'LICENSE', 'README.md', 'bin/vfiosim.mjs', 'dist/cli/main.js', ...configs, ...linked]) {
     expect(`the tarball lacks ${needed}`, paths.includes(needed));
   }
   const stray = paths.filter((path) => /^(test|out|coverage)\//.test(path) || /(?<!\.d)\.[cm]?ts$/.test(path));
@@ -69,28 +69,57 @@ function install(tarball, project) {
   passed('npm install in an empty project');
 }
 
+function vfiosim(what, project, ...args) {
+  return run(what, project, 'npx', ['--no-install', 'vfiosim', ...args]);
+}
+
 function checkCommand(project) {
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
-  const printed = run('vfiosim --version', project, 'npx', ['--no-install', 'vfiosim', '--version']).trim();
+  const printed = vfiosim('vfiosim --version', project, '--version').trim();
   expect(`vfiosim --version printed "${printed}", package.json says "${version}"`, printed === version);
   passed(`npx vfiosim --version: ${printed}`);
 
-  const topology = 'configs/quickstart.yaml';
-  if (!existsSync(join(ROOT, topology))) return skipped(`vfiosim run: there is no ${topology}`);
-  const installed = join(project, 'node_modules/vfiosim', topology);
-  expect(`the installed package lacks ${topology}`, existsSync(installed));
-  run(`vfiosim run ${topology}`, project, 'npx', ['--no-install', 'vfiosim', 'run', installed]);
-  passed(`npx vfiosim run ${topology}`);
+  const topology = join(project, 'node_modules/vfiosim/configs/quickstart.yaml');
+  const output = vfiosim('vfiosim run quickstart.yaml', project, 'run', topology);
+  expect('the output of the quickstart is not what README.md shows', output === block('text'));
+  passed('npx vfiosim run quickstart.yaml: the output that README.md shows');
+
+  const own = join(project, 'readme.yaml');
+  writeFileSync(own, block('yaml'));
+  vfiosim('vfiosim check', project, 'check', own);
+  expect('the topology of README.md does not pass', vfiosim('vfiosim run', project, 'run', own).endsWith('\nPASS\n'));
+  passed('the topology of README.md: check and run');
+}
+
+/** The first fenced block of README.md in a language. */
+function block(language) {
+  const found = new RegExp(`^\`\`\`${language}\n([^]*?)^\`\`\`$`, 'm').exec(readFileSync(join(ROOT, 'README.md'), 'utf8'));
+  expect(`README.md has no ${language} block`, found !== null);
+  return found[1];
 }
 
 function checkImport(project) {
-  if (!existsSync(join(ROOT, 'harness/index.ts'))) return skipped("import 'vfiosim': there is no harness/index.ts");
   const script = "const names = Object.keys(await import('vfiosim')); console.log(names.length);";
   const count = run("import 'vfiosim'", project, 'node', ['--input-type=module', '--eval', script]).trim();
   expect("'vfiosim' exports nothing", Number(count) > 0);
-  const types = join(project, 'node_modules/vfiosim/dist/harness/index.d.ts');
-  expect("'vfiosim' has no type declarations", existsSync(types));
-  passed(`import 'vfiosim': ${count} exports`);
+  expect('vitest came along', !existsSync(join(project, 'node_modules/vitest')));
+  passed(`import 'vfiosim': ${count} exports, without vitest`);
+}
+
+/** The test of README.md with the checkout's compiler and Vitest, which the project of a user has as well. */
+function checkTest(project) {
+  for (const name of ['vitest', '@types/node']) {
+    mkdirSync(join(project, 'node_modules', name, '..'), { recursive: true });
+    symlinkSync(join(ROOT, 'node_modules', name), join(project, 'node_modules', name), 'junction');
+  }
+  writeFileSync(join(project, 'readme.test.ts'), block('ts'));
+  writeFileSync(join(project, 'tsconfig.json'), JSON.stringify({
+    compilerOptions: { target: 'es2023', lib: ['es2023', 'esnext.disposable'], types: ['node'], module: 'nodenext', strict: true, skipLibCheck: true, noEmit: true },
+    include: ['readme.test.ts'],
+  }));
+  run('type-check of the test of README.md', project, 'node', [join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', '.']);
+  run('the test of README.md', project, 'node', [join(ROOT, 'node_modules/vitest/vitest.mjs'), 'run', '--root', '.']);
+  passed('the test of README.md: types and run');
 }
 
 const temporary = mkdtempSync(join(tmpdir(), 'vfiosim-pack-'));
@@ -100,6 +129,7 @@ try {
   install(tarball, project);
   checkCommand(project);
   checkImport(project);
+  checkTest(project);
 } catch (error) {
   if (!(error instanceof Failure)) throw error;
   console.error(`pack: FAILED  ${error.message}`);

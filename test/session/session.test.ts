@@ -1,4 +1,5 @@
 /** Driving a machine from code: the public API as a user's test has it. */
+import { merge } from 'rxjs';
 import { describe, expect, it } from 'vitest';
 import { createMachine, Deadlock, Killed, SegmentationFault, type FaultRecord, type InterruptRecord, type MachineSession, type PageResponseRecord, type TopologyInput } from '../../harness/index.js';
 import '../../harness/vitest.js';
@@ -91,6 +92,11 @@ describe('a machine driven by code', () => {
     expect(responses).toMatchObject([{ device: 'dsa0', pasid: dsa.pasid, code: 'SUCCESS', correlation: faults[0]!.correlation }]);
     expect(interrupts.length).toBeGreaterThan(0);
     expect(typeof interrupts[0]!.address).toBe('bigint');
+    let ended = false;
+    merge(machine.faults$, machine.responses$, machine.interrupts$).subscribe({ complete: () => { ended = true; } });
+    await app.exit();
+    expect(machine).toPass();
+    expect(ended).toBe(true);
   });
 
   it('returns what the device says about an access that the process may not do', async () => {

@@ -68,34 +68,43 @@ export class WatchedMemory implements PhysicalMemory {
   }
 
   load64(address: number): boolean {
-    return this.answer(address % 8 === 0 && this.ram.load64(address));
+    check(address, 8);
+    return this.answer(this.ram.load64(address));
   }
 
   store64(address: number, lo: number, hi: number): boolean {
+    check(address, 8);
     this.note(address);
     return this.answer(this.ram.store64(address, lo, hi));
   }
 
   compareExchange64(address: number, expectLo: number, expectHi: number, lo: number, hi: number): boolean {
+    check(address, 8);
     if (address === this.stubborn) return false;
     this.note(address);
     return this.ram.compareExchange64(address, expectLo, expectHi, lo, hi);
   }
 
   load(address: number, size: 1 | 2 | 4): number {
-    return this.ram.load(address, size);
+    check(address, size);
+    const value = this.ram.load(address, size);
+    this.answer(value >= 0);
+    return value;
   }
 
   store(address: number, size: 1 | 2 | 4, value: number): boolean {
+    check(address, size);
     this.note(address - (address % 8));
     return this.answer(this.ram.store(address, size, value));
   }
 
   read(address: number, target: Uint8Array, targetOffset: number, length: number): boolean {
+    check(address, 1);
     return this.answer(this.ram.read(address, target, targetOffset, length));
   }
 
   write(address: number, source: Uint8Array, sourceOffset: number, length: number): boolean {
+    check(address, 1);
     return this.answer(this.ram.write(address, source, sourceOffset, length));
   }
 
@@ -123,6 +132,11 @@ export class WatchedMemory implements PhysicalMemory {
     if (!there) this.absent++;
     return there;
   }
+}
+
+/** An access that no bus can make is a bug of whoever makes it. */
+function check(address: number, size: number): void {
+  if (!Number.isInteger(address) || address < 0 || address % size !== 0) throw new Error(`an access of ${size} bytes at ${address}`);
 }
 
 type Structure = 'root' | 'context' | 'directory' | 'pasid' | 'first' | 'second';

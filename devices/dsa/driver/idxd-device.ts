@@ -50,6 +50,7 @@ export class IdxdDevice {
   /** mm_exit; undefined leaves a dying process's PASID to the IOMMU (M6). One callback for all binds of the device. */
   readonly pasidExit: PasidExit | undefined;
   private readonly portals: Mmio;
+  private readonly exitWithoutAbort: boolean;
   private svaOn = false;
   private iopfOn = false;
 
@@ -59,6 +60,7 @@ export class IdxdDevice {
     this.options = options;
     this.hardware = new IdxdHardware(pci.name, pci.ioremap(REGISTERS_BAR), services, this);
     this.portals = pci.ioremap(PORTALS_BAR);
+    this.exitWithoutAbort = services.defects?.has('idxd.exit-without-abort') ?? false;
     this.pasidExit = (options.mmExit ?? 'none') === 'none' ? undefined : (_device, pasid) => this.exitPasid(pasid);
     this.wqs = options.wqs.map((wq, i) => new IdxdWq(i, wq, new Mutex(services.scheduler, `${pci.name} ${wq.name}`)));
   }
@@ -205,6 +207,7 @@ export class IdxdDevice {
   /** The process is dying: after this the device is silent for its PASID (M2). */
   private *exitPasid(pasid: number): Steps<number> {
     for (const file of this.files) if (file.pasid === pasid) file.portal.unmap();
+    if (this.exitWithoutAbort) return 0;
     const command = this.options.mmExit === 'drain' ? DSA_CMD.DRAIN_PASID : DSA_CMD.ABORT_PASID;
     return yield* this.hardware.command(command, pasid);
   }

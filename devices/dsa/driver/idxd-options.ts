@@ -75,6 +75,8 @@ export interface IdxdServices {
   readonly iommu: IdxdIommu;
   /** The kernel's view of memory, for completion records of kernel queues. */
   readonly memory: PhysicalMemory;
+  /** `idxd.exit-without-abort` */
+  readonly defects?: ReadonlySet<string>;
 }
 
 /** A software error as the driver read it from SWERROR. */

@@ -57,7 +57,11 @@ export class PageRequestInterface {
 
   /** Outstanding page request allocation, never above the capacity. */
   get allocation(): number {
-    if (this.ignoreAllocation) return Infinity;
+    return this.ignoreAllocation ? Infinity : this.allocated;
+  }
+
+  /** What software wrote, whatever the device makes of it. */
+  get allocated(): number {
     return Math.min(this.maxRequests, this.config.get(this.offset + PCI_PRI_ALLOC_REQ, 4));
   }
 

@@ -68,7 +68,7 @@ export interface IntelIommuParts {
   readonly dmar: number | Uint8Array;
   readonly mapRegisters: (address: number, sizeBytes: number) => Mmio;
   readonly options?: IntelIommuOptions;
-  /** Tests only: names of VTD_DRIVER_DEFECTS (defects.ts). */
+  /** Tests only: names of defects that start with `vtd-driver.` */
   readonly defects?: ReadonlySet<string>;
 }
 

@@ -51,6 +51,8 @@ export interface PageRequestQueueOptions {
   readonly order: number;
   /** Addresses of five-level tables are canonical too. */
   readonly fiveLevel: boolean;
+  /** `vtd-driver.lose-page-requests` */
+  readonly defects?: ReadonlySet<string>;
 }
 
 /** Group indices of a function: 9 bits. */
@@ -79,6 +81,7 @@ export class PageRequestQueue {
   /** Passes of the thread so far. */
   private passes = 0;
   private vector: IrqVector | undefined;
+  private readonly loseRequests: boolean;
   private readonly reportKind: TraceKind;
   private readonly nameId: number;
 
@@ -96,6 +99,7 @@ export class PageRequestQueue {
       ['iommu', 'str'], ['dev', 'str'], ['pasid', 'dec'], ['addr', 'page'], ['access', 'hex'], ['prgi', 'dec'], ['last', 'bool'], ['seq', 'dec'],
     ]);
     this.nameId = options.trace.intern(options.name);
+    this.loseRequests = options.defects?.has('vtd-driver.lose-page-requests') ?? false;
   }
 
   /** Takes a vector, starts the thread and hands the ring to hardware: the message is programmed before the ring. ENOSPC. */
@@ -178,6 +182,7 @@ export class PageRequestQueue {
     memory.load64(address + 8);
     const lo1 = memory.lo, hi1 = memory.hi;
     this.requests++;
+    if (this.loseRequests) return;
     const sign = hi1 >> this.canonicalShift;
     const reading = (lo1 & RD) !== 0, writing = (lo1 & WR) !== 0;
     if ((lo0 & PP) === 0) this.refuse(lo0, hi0, lo1, hi1, 'Page request without PASID');

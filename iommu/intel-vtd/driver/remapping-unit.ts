@@ -45,6 +45,7 @@ export interface UnitServices {
   readonly scalable: boolean;
   /** The page request queue has 2^order pages. */
   readonly prqOrder: number;
+  readonly defects?: ReadonlySet<string>;
 }
 
 export class RemappingUnit {
@@ -150,12 +151,12 @@ export class RemappingUnit {
 
   /** Page requests first, then faults. ENOSPC without vectors, ENOMEM. */
   enableInterrupts(): void {
-    const { memory, frames, clock, scheduler, timing, interrupts, trace, log, faults, core, prqOrder } = this.services;
+    const { memory, frames, clock, scheduler, timing, interrupts, trace, log, faults, core, prqOrder, defects } = this.services;
     if (this.scalable && this.capabilities.pageRequests) {
       this.pageRequests = new PageRequestQueue({
         name: this.name, memory, frames, clock, scheduler, timing, registers: this.registers, interrupts, queue: this.queue,
         iopf: core.createIopfQueue(`${this.name}-iopfq`), faults, trace, log, sourceOf: (sourceId) => this.devices[sourceId],
-        order: prqOrder, fiveLevel: this.capabilities.fiveLevel,
+        order: prqOrder, fiveLevel: this.capabilities.fiveLevel, ...(defects === undefined ? {} : { defects }),
       });
       this.pageRequests.enable();
     }
