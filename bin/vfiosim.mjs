@@ -18,7 +18,8 @@ async function load() {
 for (const stream of [process.stdout, process.stderr]) {
   stream.on('error', (error) => {
     if (error.code === 'EPIPE') process.exit();
-    throw error;
+    if (stream === process.stdout) process.stderr.write(`the output cannot be written: ${error.message}\n`);
+    process.exit(2);
   });
 }
 

@@ -1,5 +1,6 @@
 /** What went wrong, said once and in the right words: bad input, wrong usage, a refused boot, a bug of ours. */
 import { formatProblems, InvalidInput } from '../harness/topology/problems.js';
+import { LimitReached } from '../harness/limit-reached.js';
 import { tailOfTrace } from '../harness/machine-state.js';
 import { createMachineSync, type Machine, type MachineOptions } from '../harness/machine.js';
 import { isErrno } from '../sim/errno.js';
@@ -21,6 +22,10 @@ export async function withMachine(io: Io, file: string, options: MachineOptions,
     return await use(machine);
   } catch (error) {
     if (error instanceof InvalidInput || error instanceof WrongUsage) throw error;
+    if (error instanceof LimitReached) {
+      say(io, `${file}: ${error.message}`);
+      return EXIT.limit;
+    }
     if (isErrno(error) && machine.end === undefined) {
       say(io, `${file}: the machine does not boot: ${error.message}`);
       return EXIT.failed;

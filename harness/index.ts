@@ -17,7 +17,8 @@ export { SimulatedProcess, type MmapOptions, type Protection } from './session/p
 export { DeviceHandle, type BatchOperation, type DeviceResult, type OperationOptions } from './session/device-handle.js';
 export { KernelApi, type SvaBindOptions } from './session/kernel.js';
 export type { FaultRecord, InterruptRecord, PageRequestRecord, PageResponseRecord, UnrecoverableFaultRecord } from './session/records.js';
-export { Deadlock, LimitReached } from './session/turns.js';
+export { Deadlock } from './session/turns.js';
+export { LimitReached } from './limit-reached.js';
 export { Killed } from './scenario/program.js';
 export type { OperationStatus } from './scenario/operations.js';
 export { SegmentationFault } from '../host/mm/mm.js';

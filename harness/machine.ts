@@ -19,6 +19,7 @@ import { checkDefects } from './defects.js';
 import { unmetExpectations } from './expectations.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
 import type { VectorRecorder } from './replay/record.js';
+import { LimitReached } from './limit-reached.js';
 import { Scenario } from './scenario/scenario.js';
 import type { StopPoint } from './stop-point.js';
 import type { InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
@@ -93,14 +94,14 @@ export class Machine implements Inspectable {
     return this.scenario.progress;
   }
 
-  /** Runs `steps` as a task until it ends; what it throws is thrown here. Others run meanwhile. */
+  /** Runs `steps` as a task until it ends; what it throws is thrown here, or LimitReached. Others run meanwhile. */
   execute<T>(what: string, steps: Steps<T>): T {
     const task = this.host.scheduler.spawn(what, steps, { joined: true });
     while (!task.ended) {
       const reason = this.clock.run({ stop: () => task.ended });
       if (task.ended) break;
       if (reason === 'idle') throw new SimulatorBug(`deadlock: ${this.host.scheduler.deadlockReport().join('; ')}`);
-      throw new SimulatorBug(`${what} did not end before the ${reason}`);
+      if (reason === 'time-limit' || reason === 'event-limit') throw new LimitReached(what, reason);
     }
     if (task.state === 'failed') throw task.error;
     return task.result as T;
@@ -117,12 +118,17 @@ export class Machine implements Inspectable {
 
   /** Runs the topology's processes to their end, or to `stopAt`; may be called again to go on from there. */
   run(options: RunOptions = {}): RunEnd {
-    this.boot();
-    if (this.end !== undefined && this.end !== 'stopped') return this.end;
-    if (!this.begun) this.scenario.begin(this.loaded.topology);
-    this.begun = true;
-    this.end = this.runEvents(options);
-    if (this.end === 'finished' || this.end === 'deadlock') this.finish();
+    try {
+      this.boot();
+      if (this.end !== undefined && this.end !== 'stopped') return this.end;
+      if (!this.begun) this.scenario.begin(this.loaded.topology);
+      this.begun = true;
+      this.end = this.runEvents(options);
+      if (this.end === 'finished' || this.end === 'deadlock') this.finish();
+    } catch (error) {
+      if (!(error instanceof LimitReached)) throw error;
+      this.end = error.limit;
+    }
     return this.end;
   }
 

@@ -129,7 +129,8 @@ export class FrameAllocator implements FrameSource {
     this.inUse += frames;
     this.ownerCounts[ownerId]! += frames;
     const address = this.addressOf(index);
-    if (!this.skipZeroing) this.memory.fill(address, 0, frames * 4096);
+    // without zeroed tables there would be nothing to see but crashes
+    if (!this.skipZeroing || this.ownerNames[ownerId]!.includes('table')) this.memory.fill(address, 0, frames * 4096);
     return address;
   }
 

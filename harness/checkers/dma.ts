@@ -5,7 +5,7 @@ import { hex, hexPage } from '../../sim/address.js';
 import { NO_PASID } from '../../host/pci/dma-port.js';
 import { bondKey, Checker, type SourceOf } from './invariant.js';
 import { DomainSpace, IDENTITY, ProcessSpace, type Lingering, type Space } from './spaces.js';
-import type { TranslationsForgotten } from './translations.js';
+import type { Given, TranslationsForgotten } from './translations.js';
 
 /** Writes here without PASID are interrupts and are not translated. */
 const INTERRUPT_PAGES = { first: 0xfee00, end: 0xfef00 };
@@ -93,12 +93,15 @@ export class DmaInsideMappings extends Checker {
   private translated(value: (argument: string) => number): void {
     const source = value('source'), frame = value('physical'), write = value('write') === 1;
     this.checked++;
-    let why = 'no translation led there';
+    let last: Given | undefined;
     for (const given of this.parts.translations.given(source, frame)) {
-      const page = given.page + (frame - given.frame);
-      const binding = this.bindings.get(bondKey(source, given.pasid));
-      if (binding?.space.allows(page, frame, write) === true) return;
-      why = `the translation of ${hexPage(page)} of PASID ${given.pasid} (${binding?.owner ?? 'bound to nothing'}) is no longer true`;
+      if (this.bindings.get(bondKey(source, given.pasid))?.space.allows(given.page + (frame - given.frame), frame, write) === true) return;
+      last = given;
+    }
+    let why = 'no translation led there';
+    if (last !== undefined) {
+      const owner = this.bindings.get(bondKey(source, last.pasid))?.owner ?? 'bound to nothing';
+      why = `the translation of ${hexPage(last.page + (frame - last.frame))} of PASID ${last.pasid} (${owner}) is no longer true`;
     }
     this.violate(`${access(source, write, frame)} with a translated request; ${why}`);
   }

@@ -25,6 +25,14 @@ export function standardCheckers(host: Host): Checker[] {
     if (source !== undefined) sources.set(deviceName, source);
     return source;
   };
+  const functions = new Map<number, PciFunction>();
+  const functionAt = (source: number): PciFunction | undefined => {
+    const known = functions.get(source);
+    if (known?.requesterId === source && known.bus !== undefined) return known;
+    const fn = functionOf(host, source);
+    if (fn !== undefined) functions.set(source, fn);
+    return fn;
+  };
   const text = (id: number): string => trace.strings[id] ?? '?';
   const translations = new TranslationsForgotten();
   const dma = new DmaInsideMappings({ sourceOf, translates: (typeName) => text(typeName) !== 'identity', guarded: host.unit !== undefined, translations });
@@ -34,7 +42,7 @@ export function standardCheckers(host: Host): Checker[] {
     new FramesFreedUnreachable(dma),
     new GroupsAnsweredOnce(),
     new GroupIndexUsedOnce(),
-    new RequestsWithinAllocation((source) => functionOf(host, source)?.pri?.allocated ?? 0),
+    new RequestsWithinAllocation((source) => functionAt(source)?.pri?.allocated ?? 0),
     new AnswersAsGiven(sourceOf),
     new GroupsHandledWhole(sourceOf),
     new FaultsStayWithTheirMm(),

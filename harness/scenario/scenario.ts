@@ -203,6 +203,8 @@ export class Scenario implements ScenarioWorld {
   /** A function-level reset, a removal in order, or a device that is gone at once. What the kernel refuses. */
   *disturb(how: 'reset' | 'remove' | 'unplug', name: string): Steps {
     const { model, pci } = this.device(name);
+    // unplugged already, and the kernel has not taken notice
+    if (model.function.bus === undefined) throw new Errno('ENODEV', `${name} is not there`);
     if (how === 'reset') return yield* pci.reset();
     if (how === 'remove') yield* this.host.pci.remove(pci);
     this.host.tree.complex.remove(model.function, { surprise: how === 'unplug' });

@@ -5,11 +5,7 @@
  */
 import type { VirtualClock } from '../../sim/clock.js';
 import type { Scheduler, Steps, Task } from '../../sim/task.js';
-
-/** The simulated time or event limit of the topology was hit while code waited. */
-export class LimitReached extends Error {
-  override readonly name = 'LimitReached';
-}
+import { LimitReached } from '../limit-reached.js';
 
 /** Everything that runs waits for something that never comes. */
 export class Deadlock extends Error {
@@ -83,8 +79,8 @@ export class Turns {
     const reason = this.clock.run({ stop: () => this.oneEnded() });
     if (this.oneEnded()) return;
     const waiting = this.awaited.map(({ task }) => task.name).join(', ');
-    if (reason === 'idle') throw new Deadlock(`${waiting}: nothing will happen any more; ${this.scheduler.deadlockReport().join('; ')}`);
-    throw new LimitReached(`${waiting}: not done at the ${reason} of the topology, ${this.clock.now} ns, ${this.clock.events} events`);
+    if (reason === 'time-limit' || reason === 'event-limit') throw new LimitReached(waiting, reason);
+    throw new Deadlock(`${waiting}: nothing will happen any more; ${this.scheduler.deadlockReport().join('; ')}`);
   }
 
   private oneEnded(): boolean {

@@ -2,6 +2,7 @@
 import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
+import { layoutFor } from '../compose/layout.js';
 import { capabilityOptions } from './capability-options.js';
 import { unknownName } from './problems.js';
 import { formatBdf } from './units.js';
@@ -9,6 +10,8 @@ import type { DeviceTopology, Step, Topology } from './schema.js';
 
 /** Buses from a switch's root bus to the bus of the first device behind it: root port, upstream port, downstream ports. */
 export const SWITCH_DEPTH = 3;
+
+const MAX_MEMORY = 2 ** 50;
 
 export interface PathProblem {
   readonly path: readonly PropertyKey[];
@@ -29,10 +32,12 @@ type Report = (path: readonly PropertyKey[], message: string) => void;
 
 function checkHost({ host }: Topology, report: Report): void {
   if (host.memory < 16 * 2 ** 20) report(['host', 'memory'], `${host.memory} bytes are too small; allowed: at least 16MiB`);
+  if (host.memory > MAX_MEMORY) report(['host', 'memory'], `${host.memory} bytes are too large; allowed: at most 1024TiB`);
   if (host.memory % 4096 !== 0) report(['host', 'memory'], `${host.memory} bytes are no whole number of 4 KiB pages`);
   const unit = host.iommu;
   if (unit === undefined) return;
-  if (host.memory > 2 ** unit.haw) report(['host', 'memory'], `lies beyond the IOMMU's host address width (haw) of ${unit.haw} bits`);
+  // part of the memory lies above 4 GiB, behind the hole for registers
+  if (layoutFor(host.memory).ram.at(-1)!.end > 2 ** unit.haw) report(['host', 'memory'], `lies beyond the IOMMU's host address width (haw) of ${unit.haw} bits`);
   const { problems } = buildCapabilities(capabilityOptions(unit));
   for (const text of problems) report(['host', 'iommu'], text);
 }

@@ -62,6 +62,21 @@ describe('vfiosim run', () => {
     expect((JSON.parse((await vfiosim('run', file, '--json')).out) as Summary).verdict).toBe('limit');
   });
 
+  it('exits with 42 too when the machine does not get through its boot', async () => {
+    const file = topology('boot', `version: 1\nname: boot\nlimits: { events: 10 }\n${DSA}`);
+    const { code, out } = await vfiosim('run', file);
+    expect(code).toBe(42);
+    expect(out.endsWith('\nLIMIT: stopped at the event limit of the topology\n')).toBe(true);
+    expect(await vfiosim('lspci', file)).toEqual({ code: 42, out: '', err: `${file}: boot did not end before the event limit of the topology\n` });
+  });
+
+  it('reports a device that is unplugged twice', async () => {
+    const file = topology('twice', `version: 1\nname: twice\n${DSA}processes: [{ name: app, steps: [{ open: { device: dsa0 } }, { sleep: 100us }] }]\ninject: [{ at: 10us, unplug: dsa0 }, { at: 11us, unplug: dsa0 }]\n`);
+    const { code, out } = await vfiosim('run', file);
+    expect(code).toBe(1);
+    expect(out).toContain('step failed: inject unplug dsa0: -ENODEV: dsa0 is not there');
+  });
+
   it('writes the trace: NDJSON to stdout with the summary on stderr, a file for Perfetto', async () => {
     const { code, out, err } = await vfiosim('run', QUICKSTART, '--trace', '-');
     expect(code).toBe(0);

@@ -56,6 +56,7 @@ export const SCENES = {
   /** The same, but the process does not wait: what is unanswered keeps the device from stopping. */
   leave: scene({
     processes: [{ name: 'app', steps: [{ open: { device: 'dsa0' } }, ...buffers('64KiB'), copy('4KiB'), { sleep: '100us' }, { exit: {} }] }],
+    more: { expect: { 'no-log': ['DMAR: [DMA'] } },
   }),
   /** Memory that the device has translations of goes, and other memory comes to the same addresses. */
   remap: scene({
@@ -136,6 +137,13 @@ export const SCENES = {
     processes: [{ name: 'flood', steps: [{ open: { device: 'dsa0' } }, ...buffers('2MiB'), { submit: { copy: { from: 'source', to: 'target' }, chunk: '16KiB' } }, { wait: {} }, same(), { close: {} }] }],
     more: { timing: { 'thread-wake': '40us' }, expect: { counters: { 'vtd:prq_overflow': { min: 1 } } } },
   }),
+  /** The same with a process that leaves after a while. */
+  'overflow-leave': scene({
+    iommu: { 'page-request-queue': 128 },
+    device: { pri: { 'max-requests': 512 }, engines: 16, 'engine-slots': 32, 'work-queues': [{ mode: 'shared', size: 256, threshold: 256 }] },
+    processes: [{ name: 'flood', steps: [{ open: { device: 'dsa0' } }, ...buffers('1MiB'), { submit: { copy: { from: 'source', to: 'target' }, chunk: '4KiB' } }, { sleep: '1ms' }, { exit: {} }] }],
+    more: { timing: { 'thread-wake': '40us' }, expect: { counters: { 'vtd:prq_overflow': { min: 1 } } } },
+  }),
   /** Processes with the same addresses on one queue. */
   neighbours: scene({
     device: SHARED,
@@ -154,6 +162,24 @@ export const SCENES = {
       name: 'app', steps: [{ open: { device: 'dsa0' } }, ...buffers('64KiB'), copy('4KiB'), { sleep: '3us' }, { close: {} }, { open: { device: 'dsa0', as: 'again' } }, { submit: { to: 'again', copy: { from: 'source', to: 'target' } } }, { wait: { for: 'again' } }, same(), { close: { handle: 'again' } }],
     }],
   }),
+  /** What a queue is closed over is not copied to its end. */
+  abandon: scene({
+    processes: [{
+      name: 'app', steps: [
+        { open: { device: 'dsa0' } }, ...buffers('1MiB'), { fill: { buffer: 'source', random: 4 } }, { fill: { buffer: 'target', value: 1 } }, copy(), { sleep: '1us' }, { close: {} },
+        { sleep: '500us' }, { verify: { buffer: 'target', equals: 'source', differs: true } }, { exit: {} },
+      ],
+    }],
+  }),
+  /** Two functions behind a switch that does not isolate them. */
+  group: {
+    version: 1,
+    host: {
+      memory: '256MiB', iommu: { model: 'intel-vtd' }, ports: [{ name: 'sw', acs: false }],
+      devices: [{ model: 'dsa', name: 'dsa0', port: 'sw', bdf: '0000:04:00.0' }, { model: 'dsa', name: 'dsa1', port: 'sw', bdf: '0000:05:00.0' }],
+    },
+    processes: [{ name: 'app', steps: [{ bind: { device: 'dsa0' }, expect: 'EINVAL' }] }],
+  },
 } satisfies Record<string, TopologyInput>;
 
 export type SceneName = keyof typeof SCENES;

@@ -1,7 +1,7 @@
 /** Driving a machine from code: the public API as a user's test has it. */
 import { merge } from 'rxjs';
 import { describe, expect, it } from 'vitest';
-import { createMachine, Deadlock, Killed, SegmentationFault, type FaultRecord, type InterruptRecord, type MachineSession, type PageResponseRecord, type TopologyInput } from '../../harness/index.js';
+import { createMachine, Deadlock, Killed, LimitReached, SegmentationFault, type FaultRecord, type InterruptRecord, type MachineSession, type PageResponseRecord, type TopologyInput } from '../../harness/index.js';
 import '../../harness/vitest.js';
 
 const HOST: TopologyInput = {
@@ -182,6 +182,33 @@ describe('a machine driven by code', () => {
     const { WaitQueue } = await import('../../sim/task.js');
     const never = new WaitQueue(machine.model.host.scheduler, 'what never comes');
     await expect(machine.perform('waiter', never.wait())).rejects.toThrow(Deadlock);
+  });
+
+  it('says when the topology\'s limits are hit', async () => {
+    await expect(createMachine({ ...HOST, limits: { events: 10 } })).rejects.toThrow('boot did not end before the event limit of the topology');
+    const machine = await createMachine({ ...HOST, limits: { time: '20us' } });
+    const { dsa, src, dst, size } = await ready(machine, 1 << 20);
+    await expect(dsa.copy(src, dst, size)).rejects.toThrow(LimitReached);
+    await expect(machine.sleep(1)).rejects.toThrow(LimitReached);
+  });
+
+  it('unplugs, removes and resets devices', async () => {
+    const machine = await createMachine(HOST);
+    const { app, dsa, src, dst, size } = await ready(machine);
+    const copying = dsa.copy(src, dst, size);
+    await machine.sleep('3us');
+    await machine.unplug('dsa0');
+    expect(await copying).toMatchObject({ status: 'aborted' });
+    await expect(machine.unplug('dsa0')).toRefuse('ENODEV');
+    await expect(app.open('dsa0', { as: 'again' })).toRefuse('ENODEV');
+    expect(machine.lspci()).toBe('');
+    await app.exit();
+    expect(machine).toPass();
+    const other = await createMachine(HOST);
+    await other.reset('dsa0');
+    await other.remove('dsa0');
+    await expect(other.reset('dsa0')).toRefuse('ENODEV');
+    expect(other).toPass();
   });
 
   it('disposes of itself, its processes and handles', async () => {
