@@ -13,10 +13,13 @@ import type { Timing } from '../../host/timing.js';
 import { hex } from '../../sim/address.js';
 import type { Clock } from '../../sim/clock.js';
 import { Errno } from '../../sim/errno.js';
-import { sleep, type Steps } from '../../sim/task.js';
-import type { Operation, OperationResult, OperationStatus, Submission, UserHandle } from './operations.js';
+import { sleep, WaitQueue, type Scheduler, type Steps } from '../../sim/task.js';
+import { IDLE_NS, type Operation, type OperationResult, type OperationStatus, type Submission, type UserHandle } from './operations.js';
 
 const OPCODES = { copy: OPCODE.MEMMOVE, fill: OPCODE.MEMFILL, compare: OPCODE.COMPARE, crc: OPCODE.CRCGEN, noop: OPCODE.NOOP } as const;
+
+/** Enqueues that a full shared queue refused are repeated after up to 2^5 polls. */
+const BACKOFF_STEPS = 5;
 
 /** One descriptor that awaits its completion record. */
 interface Awaited {
@@ -27,6 +30,7 @@ interface Awaited {
 
 export interface DsaHandleParts {
   readonly clock: Clock;
+  readonly scheduler: Scheduler;
   readonly timing: Timing;
   /** Name of the topology. */
   readonly device: string;
@@ -39,6 +43,9 @@ export interface DsaHandleParts {
 export class DsaHandle implements UserHandle {
   readonly device: string;
   readonly pasid: number;
+  activity = 0;
+  private readonly watchers: (() => void)[] = [];
+  private readonly noticed: WaitQueue;
   private readonly parts: DsaHandleParts;
   private readonly blocks: boolean;
   private readonly awaited: Awaited[] = [];
@@ -50,6 +57,21 @@ export class DsaHandle implements UserHandle {
     this.device = parts.device;
     this.pasid = parts.file.pasid;
     this.blocks = parts.file.wq.options.blockOnFault === true;
+    this.noticed = new WaitQueue(parts.scheduler, `a completion of ${parts.device}`);
+  }
+
+  watch(wake: () => void): void {
+    this.watchers.push(wake);
+  }
+
+  /**
+   * A completion record may have been written, or the device is gone: whoever monitors its line (UMWAIT) wakes. What
+   * happened is read from the record.
+   */
+  notice(): void {
+    this.activity++;
+    this.noticed.wakeAll();
+    for (const wake of this.watchers) wake();
   }
 
   get gone(): boolean {
@@ -109,14 +131,17 @@ export class DsaHandle implements UserHandle {
   private *enqueue(fields: DescriptorFields, noWait: boolean): Steps {
     const { file, clock, timing } = this.parts;
     const descriptor = encodeDescriptor(fields);
-    for (;;) {
+    for (let tries = 0; ; tries++) {
       if (this.gone) throw new Errno('ENODEV', `${this.device} is gone`);
       yield* sleep(clock, timing.jittered(timing.options.mmioNs));
       if (!file.portal.dedicated || this.inFlight() < file.wq.options.size) {
         if (file.portal.submit(descriptor) === 'accepted') return;
       }
       if (noWait) throw new Errno('EAGAIN', `work queue ${file.wq.options.name} of ${this.device} is full`);
-      yield* sleep(clock, timing.jittered(timing.options.pollNs));
+      const { activity } = this;
+      // only other processes' completions make room in a shared queue, and nobody tells: look again, ever less often
+      if (!file.portal.dedicated) yield* sleep(clock, timing.jittered(timing.options.pollNs * 2 ** Math.min(tries, BACKOFF_STEPS)));
+      else yield* this.noticed.untilOrTimeout(() => this.activity !== activity, IDLE_NS);
       yield* this.reap();
     }
   }

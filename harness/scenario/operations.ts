@@ -1,6 +1,9 @@
 /** What a program asks of a device, whatever the device: the joint between steps and the devices' user libraries. */
 import type { Steps } from '../../sim/task.js';
 
+/** A program that waits for a device looks at least this often, whatever it is told. */
+export const IDLE_NS = 1_000_000;
+
 export type OperationKind = 'copy' | 'fill' | 'compare' | 'crc' | 'noop';
 
 /** Addresses are user virtual addresses of the process that submits. */
@@ -43,6 +46,10 @@ export interface UserHandle {
   readonly pasid: number;
   /** The device or its driver is gone; operations end as aborted. */
   readonly gone: boolean;
+  /** Grows when something may have happened to an operation: a reason to look, never an answer. */
+  readonly activity: number;
+  /** `wake` is called whenever `activity` grows. */
+  watch(wake: () => void): void;
   /**
    * Submits operations, waiting while the queue is full; `batch`: as one batch, `noWait`: a full queue is EAGAIN.
    * ENODEV when the device is gone.

@@ -13,7 +13,7 @@ import { WaitQueue, type Steps, type Task } from '../../sim/task.js';
 import { STEP_VERBS, type BufferRef, type Step, type Submit } from '../topology/schema.js';
 import type { Flow } from './flows.js';
 import { CpuMemory } from './cpu-memory.js';
-import type { Operation, OperationResult, Submission, UserHandle } from './operations.js';
+import { IDLE_NS, type Operation, type OperationResult, type Submission, type UserHandle } from './operations.js';
 import type { ScenarioWorld } from './world.js';
 
 const PROT = { none: 0, r: 1, rw: 3, rx: 5, rwx: 7 } as const;
@@ -202,6 +202,7 @@ export class Program {
     const flow = this.world.flows.open(this.name, name, user.device);
     const handle: Handle = { fd, user, flow, pending: [] };
     this.handles.set(name, handle);
+    user.watch(() => this.signals.wakeAll());
     this.world.opened(user, flow);
     return handle;
   }
@@ -288,7 +289,12 @@ export class Program {
   /** Waits for one submission of a handle; a kill ends the wait. */
   *await(handle: Handle, submission: Submission): Steps {
     if (!handle.pending.includes(submission)) handle.pending.push(submission);
-    while (!(yield* submission.poll())) yield* this.sleep(this.world.timing.options.pollNs);
+    const { user } = handle;
+    const { timing } = this.world;
+    for (let { activity } = user; !(yield* submission.poll()); activity = user.activity) {
+      yield* this.signals.untilOrTimeout(() => this.killed || user.activity !== activity, IDLE_NS);
+      yield* this.sleep(timing.jittered(timing.options.pollNs));
+    }
     handle.pending.splice(handle.pending.indexOf(submission), 1);
   }
 
@@ -334,6 +340,7 @@ export class Program {
     const child = new Program(this.world, process, this.malloc.fork(process.mm));
     for (const [key, buffer] of this.buffers) child.buffers.set(key, { ...buffer });
     for (const [key, handle] of this.handles) {
+      handle.user.watch(() => child.signals.wakeAll());
       child.handles.set(key, { fd: handle.fd, user: handle.user, flow: this.world.flows.open(name, key, handle.user.device), pending: [] });
     }
     return child;

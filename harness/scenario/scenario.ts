@@ -114,7 +114,7 @@ export class Scenario implements ScenarioWorld {
     const { idxd } = this.host.devices;
     if (this.host.drivers.driverOf(pci) === undefined) throw new Errno('ENODEV', `${device} has no driver; ${this.whyUnbound(pci)}`);
     const file = yield* idxd.open(pci, process, queue ?? queueNames(model.topology)[0]!);
-    const user = new DsaHandle({ clock: this.clock, timing: this.timing, device, idxd: idxd.device(pci), file, process, malloc });
+    const user = new DsaHandle({ clock: this.clock, scheduler: this.scheduler, timing: this.timing, device, idxd: idxd.device(pci), file, process, malloc });
     return { fd: file.fd, user };
   }
 
@@ -208,23 +208,31 @@ export class Scenario implements ScenarioWorld {
     if (how === 'reset') return yield* pci.reset();
     if (how === 'remove') yield* this.host.pci.remove(pci);
     this.host.tree.complex.remove(model.function, { surprise: how === 'unplug' });
+    this.noticeGone(model);
     yield* sleep(this.clock, this.timing.jittered(PRESENCE_NS));
     yield* this.host.pci.removeAbsent();
+    this.noticeGone(model);
   }
 
   private descriptorEnded(model: DeviceModel, report: DescriptorReport): void {
-    const flow = this.flowOf(model, report.pasid, report.completion);
-    flow?.ended({ bytes: report.bytes, pageRequests: report.pageRequests, responses: report.responses, latencyNs: report.completedNs - report.submittedNs });
+    const found = this.handleOf(model, report.pasid, report.completion);
+    found?.flow.ended({ bytes: report.bytes, pageRequests: report.pageRequests, responses: report.responses, latencyNs: report.completedNs - report.submittedNs });
+    found?.handle.notice();
   }
 
-  private flowOf(model: DeviceModel, pasid: number, completion: number): Flow | undefined {
+  private handleOf(model: DeviceModel, pasid: number, completion: number): PasidFlows['handles'][number] | undefined {
     const handles = this.pasidFlows.get(model)?.get(pasid)?.handles;
-    return (handles?.find(({ handle }) => handle.awaits(completion)) ?? handles?.at(-1))?.flow;
+    return handles?.find(({ handle }) => handle.awaits(completion)) ?? handles?.at(-1);
+  }
+
+  /** Programs that wait for a device look again: it is gone. */
+  private noticeGone(model: DeviceModel): void {
+    for (const { handles } of this.pasidFlows.get(model)?.values() ?? []) for (const { handle } of handles) handle.notice();
   }
 
   private unrecoverable(device: string, pasid: number): void {
     const model = this.host.devices.models.find((candidate) => candidate.bdf === device);
-    const flow = model === undefined ? undefined : this.flowOf(model, pasid, 0);
+    const flow = model === undefined ? undefined : this.handleOf(model, pasid, 0)?.flow;
     if (flow !== undefined) flow.unrecoverable++;
   }
 }

@@ -19,11 +19,11 @@ export interface Repetition {
 }
 
 export interface MeasureOptions {
-  /** Time that one repetition takes at least; `run` is called as often as that needs. Default 150 ms. */
+  /** Time that one repetition takes at least; `run` is called as often as that needs. Default 120 ms. */
   readonly repetitionMs?: number;
   /** Default 5. */
   readonly repetitions?: number;
-  /** Default 250 ms. */
+  /** Default 200 ms. */
   readonly warmUpMs?: number;
 }
 
@@ -54,7 +54,7 @@ function runFor({ units, run, prepare }: Repetition, limitMs: number): { ms: num
 
 /** Units per second: the median over repetitions, after a warm-up. */
 export function throughput(work: Repetition, options: MeasureOptions = {}): Measured {
-  const { repetitionMs = 150, repetitions = 5, warmUpMs = 250 } = options;
+  const { repetitionMs = 120, repetitions = 5, warmUpMs = 200 } = options;
   runFor(work, warmUpMs);
   const samples: number[] = [];
   for (let i = 0; i < repetitions; i++) {

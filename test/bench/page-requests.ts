@@ -68,7 +68,7 @@ export class Storm {
 function storm(name: string, engines: number, groupPages: number, options: BenchMachineOptions, target?: Row['target']): Row {
   const storms = new Storm(options);
   const { clock, trace } = storms.world.machine;
-  const { value, samples } = throughput({ units: PAGES, run: () => storms.round(engines, groupPages), prepare: () => storms.forget() }, { repetitionMs: 400, warmUpMs: 600 });
+  const { value, samples } = throughput({ units: PAGES, run: () => storms.round(engines, groupPages), prepare: () => storms.forget() }, { repetitionMs: 300, warmUpMs: 500 });
   storms.forget();
   const events = clock.events, records = trace.count, start = clock.now;
   storms.round(engines, groupPages);

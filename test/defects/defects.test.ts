@@ -54,7 +54,7 @@ const IN_A_MACHINE: readonly (readonly [defect: string, scene: SceneName, catche
   ['core.mm-exit-twice', 'kill-with-mm-exit', EXIT],
   ['core.pasid-freed-early', 'copy', OWNER],
   ['core.pasid-never-freed', 'copy', BALANCE],
-  ['core.put-mm-in-worker', 'kill-with-mm-exit', FLUSH],
+  ['core.put-mm-in-worker', 'kill-with-mm-exit', 'no deadlock'],
   ['core.refuse-page-requests', 'copy', /ended with page-fault/],
   ['core.skip-sva-invalidate', 'remap', DMA],
   ['core.skip-sva-silence', 'kill-without-mm-exit', DMA],
@@ -74,8 +74,7 @@ const IN_A_MACHINE: readonly (readonly [defect: string, scene: SceneName, catche
   ['vtd.wrong-group-index', 'leave', ONCE],
   ['dsa.completion-before-data', 'copy', /\(verify\): buffer "target" differs/],
   ['dsa.drain-returns-early', 'kill-without-mm-exit', UNBOUND],
-  ['dsa.drop-pasid', 'leave', /the kernel log has a line with "DMAR: \[DMA"/],
-  ['dsa.ignore-abort', 'abandon', /buffer "target" is the same, but should differ/],
+  ['dsa.drop-pasid', 'leave', /the kernel log has a line with "Invalid page request"/],
   ['idxd.exit-without-abort', 'kill-with-mm-exit', EXIT],
 ];
 

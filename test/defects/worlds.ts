@@ -2,13 +2,15 @@
  * Small worlds for defects that no topology shows: each builds its world with the given defect, or without any, and
  * says what it saw.
  */
-import { ACCESS_READ, ATTR_TRANSLATED, DMA_DONE, NO_PASID, PRG_SUCCESS } from '../../host/pci/dma-port.js';
+import { ACCESS_READ, ATTR_TRANSLATED, DMA_DONE, NO_PASID } from '../../host/pci/dma-port.js';
 import { Atc } from '../../host/pci/hardware/atc.js';
 import { HoldingPort } from '../../host/pci/hardware/holding-port.js';
 import { PciFunction, type PciFunctionOptions } from '../../host/pci/hardware/pci-function.js';
 import { Requester } from '../../host/pci/hardware/requester.js';
 import { PCI_EXP_TYPE_RC_END } from '../../host/pci/spec/index.js';
+import { OPCODE } from '../../devices/dsa/spec/descriptor.js';
 import { encodeDescriptor } from '../../devices/dsa/spec/encode.js';
+import { DSA_CMD } from '../../devices/dsa/spec/registers.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { Random } from '../../sim/random.js';
 import { D, flAt, PAGE as MAPPED, TranslationWorld, US } from '../conformance/vtd-translation-world.js';
@@ -43,6 +45,7 @@ export const INVARIANTS = {
     probe.ask(page, ACCESS_READ, false, 1, pasid);
     probe.ask(page + 1, ACCESS_READ, false, 2, pasid);
     probe.ask(page + 2, ACCESS_READ, true, 1, pasid);
+    world.settle();
     probe.ask(page + 3, ACCESS_READ, true, 2, pasid);
     world.settle();
     return violated(world);
@@ -207,6 +210,9 @@ export const BEHAVIOUR = {
   'pci.msix-ignore-mask': (defect) => {
     const { world, fn } = plugged(defect, { msix: { vectors: 1, tableBar: 0, tableOffset: 0x800, pbaOffset: 0xc00 }, bars: [{ index: 0, sizeBytes: 0x1000, prefetchable: false, is64: false }] });
     // enabled; every vector is masked after reset
+    fn.config.write(0x10, 4, 0xe000_0000);
+    fn.config.write(0x04, 2, 0x6);
+    world.systemBus.find(0xe000_0000)!.mmio.write(0x800, 4, 0xfee0_1000);
     fn.config.write(findCapability(fn, 0x11) + 2, 2, 0x8000);
     fn.raiseMsix(0);
     return world.messages.length > 0;
@@ -222,6 +228,15 @@ export const BEHAVIOUR = {
     const world = translation(defect);
     world.write(MAPPED, 5);
     return (world.peek(flAt(0)) & D) === 0n;
+  },
+
+  'dsa.ignore-abort': (defect) => {
+    const world = new DsaWorld({ defects: [...set(defect)] });
+    world.start({ mode: 'dedicated' });
+    world.post(encodeDescriptor({ opcode: OPCODE.MEMMOVE, source: 0x10_0000, destination: 0x30_0000, size: 2 ** 20, completion: 0x1_0000 }));
+    world.clock.run({ untilNs: world.clock.now + 1_000 });
+    world.command(DSA_CMD.ABORT_WQ, 1);
+    return world.ram.load(0x1_0000, 1) !== 0;
   },
 
   'dsa.ignore-threshold': (defect) => {
@@ -266,5 +281,3 @@ function plugged(defect: string | undefined, more: Partial<PciFunctionOptions> =
 function translation(defect: string | undefined): TranslationWorld {
   return new TranslationWorld({ defects: [...set(defect)] }).scalable(1n);
 }
-
-export { PRG_SUCCESS };

@@ -42,6 +42,8 @@ export class WatchedMemory implements PhysicalMemory {
   readonly ram: Ram;
   /** Words that changed since `forget`: address, then the halves before. */
   readonly log: { readonly address: number; readonly lo: number; readonly hi: number }[] = [];
+  /** 64-bit loads: entries and descriptors that were read. */
+  loads = 0;
   /** Accesses to what is not memory; all of them were answered so. */
   absent = 0;
   /** Address of a word whose compare-and-exchange never succeeds; -1: none. */
@@ -69,6 +71,7 @@ export class WatchedMemory implements PhysicalMemory {
 
   load64(address: number): boolean {
     check(address, 8);
+    this.loads++;
     return this.answer(this.ram.load64(address));
   }
 

@@ -57,8 +57,8 @@ function smooth(memory: WatchedMemory, random: Random, mode: number): void {
 }
 
 function randomRequest(random: Random): Request {
-  const kind: RequestKind = random.pick(['untranslated', 'untranslated', 'translation', 'translated', 'page']);
-  const address = random.chance(0.5) ? BigInt(random.u32()) << 12n : ((BigInt(random.u32()) << 32n) | BigInt(random.u32())) & ~0xfffn;
+  const kind: RequestKind = random.pick(['untranslated', 'untranslated', 'untranslated', 'translation', 'translation', 'translated', 'page']);
+  const address = random.chance(0.9) ? BigInt(random.u32()) << BigInt(random.pick([7, 12, 12, 15])) & ~0xfffn : ((BigInt(random.u32()) << 32n) | BigInt(random.u32())) & ~0xfffn;
   return {
     kind, address,
     sourceId: random.below(0x1_0000),
@@ -78,22 +78,22 @@ describe('random bytes as root, context, PASID and paging tables', () => {
     const models = HARDWARE.map((hardware) => [false, true].map((caching) => new ModelUnderTest(memory, hardware, caching)));
     const differences: string[] = [];
     const reasons = new Set<number>();
-    let granted = 0; const reasonCounts = new Map<number,number>();
-    const worlds = NIGHTLY ? 2000 : 60;
+    let granted = 0;
+    const worlds = NIGHTLY ? 5000 : 120;
     for (let seed = 0; seed < worlds; seed++) {
       const random = new Random(0).split(`bytes ${seed}`);
       scramble(memory, random);
       const paved = seed % 4 !== 0;
-      const index = seed % HARDWARE.length;
+      const index = random.pick([0, 0, 0, 0, 0, 1, 2, 3, 4]);
       const hardware = HARDWARE[index]!;
-      const mode = random.pick([0, 1, 1, 1, 2, 3]);
+      const mode = random.pick(index === 4 ? [0, 0, 1] : [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3]);
       if (paved) smooth(memory, random, mode);
       const rootTable = paved ? BASE : BASE + random.below(PAGES) * 4096;
       for (const model of models[index]!) model.setTables(rootTable, mode);
       for (let i = 0; i < 100 && differences.length < 5; i++) {
         const request = randomRequest(random);
         const expected = walk(load, hardware, BigInt(rootTable), mode, request);
-        reasons.add(expected.reason); reasonCounts.set(expected.reason,(reasonCounts.get(expected.reason)??0)+1);
+        reasons.add(expected.reason);
         if (expected.reason === 0) granted++;
         for (const model of models[index]!) {
           const difference = model.difference(request, expected);
@@ -104,8 +104,7 @@ describe('random bytes as root, context, PASID and paging tables', () => {
     }
     expect(differences).toEqual([]);
     // absent memory was asked for and answered so, and the requests did not all end at the root
-    expect([...reasonCounts].map(([k,v])=>k.toString(16)+':'+v).join(' ')).toBe('');
-    expect(memory.absent).toBeGreaterThan(100);
+    expect(memory.absent).toBeGreaterThan(20);
     expect([reasons.size > 30, granted > 20], `${reasons.size} reasons, ${granted} granted`).toEqual([true, true]);
   });
 });

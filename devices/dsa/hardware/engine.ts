@@ -192,7 +192,10 @@ export class Engines {
     } else if ((flags & FLAG.CRAV) !== 0 && (!plain || (flags & FLAG.RCR) !== 0)) {
       if (!(yield* this.writeRecord(job, slot))) return;
     }
-    if ((flags & FLAG.RCI) !== 0 && job.status !== STATUS.INT_HANDLE_INVAL) owner.completionInterrupt(job.words[WORD_HANDLE]! & 0xffff);
+    if ((flags & FLAG.RCI) === 0) return;
+    // the handle is the last thing that is checked: of a descriptor that failed before, it may be anything
+    const handle = job.words[WORD_HANDLE]! & 0xffff;
+    if (plain || (job.status !== STATUS.INT_HANDLE_INVAL && !job.ims && owner.handleAllowed(handle, job))) owner.completionInterrupt(handle);
   }
 
   /** A fault on the completion record waits where the queue may block, whatever the descriptor's flag; otherwise SWERROR. */

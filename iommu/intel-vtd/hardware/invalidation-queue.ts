@@ -170,7 +170,9 @@ export class InvalidationQueue {
   private fetchOne(): boolean {
     const wide = (this.addressRegister.lo & 0x800) !== 0;
     const sizeBytes = 0x1000 << (this.addressRegister.lo & 7);
-    const head = this.headRegister.lo, tail = this.tailRegister.lo & IQ_POINTER_MASK;
+    // software may have changed width or size under a queue in use: the head stays a multiple of the width inside the queue
+    // (11.4.9.1), else it would never meet the tail
+    const head = this.headRegister.lo & (sizeBytes - (wide ? 32 : 16)), tail = this.tailRegister.lo & IQ_POINTER_MASK;
     if (head === tail) return false;
     if (tail >= sizeBytes) return this.fail(IQEI.INVALID_TAIL);
     if (wide && (tail & 0x10) !== 0) return this.fail(IQEI.TAIL_NOT_ALIGNED);
