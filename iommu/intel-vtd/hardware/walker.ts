@@ -246,8 +246,9 @@ export class PageWalker {
     if (guestPage >= root.secondEndPage) return FAULT.FL_BEYOND_WIDTH;
     let reason = this.second(root, guestPage, needs, false);
     if (reason !== 0) return reason;
+    let resultPage = this.secondPage, resultLevel = this.secondLevel, resultRights = this.secondRights;
     let leaf = lo;
-    if (dirties && (this.secondRights & SL_W) !== 0 && this.dirtyMask !== 0 && !this.readOnly) {
+    if (dirties && (resultRights & SL_W) !== 0 && this.dirtyMask !== 0 && !this.readOnly) {
       if ((lo & FL_D) === 0) {
         if (tableGuestPage < 0) return RESTART;
         reason = this.second(root, tableGuestPage, SL_W, true);
@@ -256,10 +257,14 @@ export class PageWalker {
         if (!this.memory.compareExchange64(address, lo, hi, lo | FL_D, hi)) return RESTART;
         leaf |= FL_D;
       }
-      reason = this.second(root, guestPage, needs, true);
-      if (reason !== 0) return reason;
+      if ((resultRights & SL_D) === 0) {
+        reason = this.second(root, guestPage, needs, true);
+        if (reason !== 0) return reason;
+        resultPage = this.secondPage;
+        resultLevel = this.secondLevel;
+        resultRights = this.secondRights;
+      }
     }
-    const resultPage = this.secondPage, resultLevel = this.secondLevel, resultRights = this.secondRights;
     this.finishFirstLevel(root, page, frame, level, rights, leaf);
     let flags = this.flags | NESTED;
     if ((resultRights & SL_R) === 0) flags &= ~(USER_READ | PRIVILEGED_READ | USER_EXECUTE | PRIVILEGED_EXECUTE);
