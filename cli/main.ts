@@ -80,7 +80,7 @@ function build(io: Io, answer: (code: number) => void): Command {
     .action((options) => answer(explain(io, options as Parameters<typeof explain>[1])));
   command('replay', 'do again what another IOMMU, or this one, was recorded doing, and compare every answer')
     .argument('<files...>', 'vectors and recordings (JSON, also .gz), traces of Linux (.jsonl, also .gz), or folders of them')
-    .option('--known <file>', 'list of disagreements whose reason is known; default: disagreements.yaml beside each file')
+    .option('--known <file>', 'list of disagreements whose reason is known; default: disagreements.yaml beside each file, else the one shipped with vfiosim')
     .option('-v, --verbose', 'print known disagreements, stale answers and unsupported steps as well')
     .option('--json', 'print everything as one JSON object')
     .action(async (files: string[], options) => answer(await replay(io, files, options as Parameters<typeof replay>[2])));

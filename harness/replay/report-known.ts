@@ -5,6 +5,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { LineCounter, isMap, isScalar, isSeq, parseDocument, type Node, type YAMLMap } from 'yaml';
 import { InvalidInput, unknownName, type Problem } from '../topology/problems.js';
 import type { KnownDisagreement, ReplayReport } from './report.js';
@@ -37,6 +38,21 @@ export function knownName(file: string): string {
 export function knownListBeside(file: string): string | undefined {
   const path = join(dirname(file), KNOWN_FILE);
   return existsSync(path) ? path : undefined;
+}
+
+/** Folders of the recordings this project keeps; their lists are part of the package. */
+const OWN_FOLDERS = ['test/vectors', 'test/linux-traces'];
+
+/** The project's own list that names a file, for copies that lie elsewhere; undefined when none does. */
+export function ownListNaming(file: string): string | undefined {
+  const name = knownName(file);
+  return OWN_FOLDERS.map((folder) => ownPath(join(folder, KNOWN_FILE)))
+    .find((path) => path !== undefined && loadKnownList(path).entries.some(({ files }) => files.some((listed) => listed.file === name)));
+}
+
+/** A file of the package: beside the sources in a checkout, two levels further up from what was built. */
+function ownPath(path: string): string | undefined {
+  return ['../..', '../../..'].map((up) => fileURLToPath(new URL(`${up}/${path}`, import.meta.url))).find(existsSync);
 }
 
 /** @throws InvalidInput with every problem and its line */

