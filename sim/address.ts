@@ -4,7 +4,6 @@
  * Physical addresses stay below 2^52 and user virtual addresses of 4-level tables below 2^47: plain numbers.
  */
 export const PAGE_SIZE = 4096;
-export const PAGE_SHIFT = 12;
 /** 2^32 */
 export const WORD = 0x1_0000_0000;
 

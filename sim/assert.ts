@@ -11,8 +11,3 @@ export class SimulatorBug extends Error {
 export function assert(condition: boolean, message: string): asserts condition {
   if (!condition) throw new SimulatorBug(message);
 }
-
-/** Marks a branch that the types say cannot be reached. */
-export function unreachable(value: never, what: string): never {
-  throw new SimulatorBug(`${what}: unexpected ${String(value)}`);
-}

@@ -2,7 +2,7 @@ import { ContainerModule } from 'inversify';
 import type { InterruptController } from '../../host/interrupts.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import { Fabric } from '../../host/pci/hardware/fabric.js';
-import type { ConfigAccess } from '../../host/pci/kernel/config-access.js';
+import { SegmentAccess, type ConfigAccess } from '../../host/pci/kernel/config-access.js';
 import { PciDrivers } from '../../host/pci/kernel/drivers.js';
 import { PciCore } from '../../host/pci/kernel/pci-core.js';
 import { X86_INTERRUPT_WINDOW, type SystemBus } from '../../host/system-bus.js';
@@ -29,12 +29,7 @@ export const pciModule = new ContainerModule(({ bind }) => {
     [CLOCK, TIMING, MEMORY, SYSTEM_BUS, INTERRUPTS, TRACE, SETTINGS],
   ).inSingletonScope();
   bind(PCI_TREE).toResolvedValue((fabric: Fabric, { topology }: Settings) => new PciTree(fabric, topology.host), [FABRIC, SETTINGS]).inSingletonScope();
-  bind(CONFIG_ACCESS).toResolvedValue((tree: PciTree): ConfigAccess => ({
-    read: (segment, bus, devfn, offset, size) => (segment === 0 ? tree.complex.configRead(bus, devfn, offset, size) : 2 ** (8 * size) - 1),
-    write: (segment, bus, devfn, offset, size, value) => {
-      if (segment === 0) tree.complex.configWrite(bus, devfn, offset, size, value);
-    },
-  }), [PCI_TREE]).inSingletonScope();
+  bind(CONFIG_ACCESS).toResolvedValue(({ complex }: PciTree): ConfigAccess => new SegmentAccess(new Map([[complex.segment, complex]])), [PCI_TREE]).inSingletonScope();
   bind(PCI).toResolvedValue(
     (access: ConfigAccess, systemBus: SystemBus, interrupts: InterruptController, clock: VirtualClock, log: KernelLog, tree: PciTree, layout: MachineLayout, { defects, topology }: Settings) => new PciCore({
       access, systemBus, interrupts, clock, log, rootBuses: tree.rootBuses, memory: layout.pciMemory, prefetchable: layout.pciPrefetchable, requestAcs: topology.host.iommu !== undefined, defects,

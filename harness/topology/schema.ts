@@ -283,7 +283,6 @@ export type Topology = z.output<typeof topologySchema>;
 /** What people write, for building topologies in code. */
 export type TopologyInput = z.input<typeof topologySchema>;
 export type DeviceTopology = Topology['host']['devices'][number];
-export type ProcessTopology = Topology['processes'][number];
 export type IommuTopology = NonNullable<Topology['host']['iommu']>;
 export type Submit = NonNullable<Step['submit']>;
 export type BufferRef = z.output<typeof bufferRef>;

@@ -57,6 +57,18 @@ export interface TranslationCompletion {
   untranslatedOnly: boolean;
 }
 
+/** Keeps a result beyond the next request, without allocating. */
+export function copyCompletion(from: TranslationCompletion, to: TranslationCompletion): void {
+  to.page = from.page;
+  to.pages = from.pages;
+  to.read = from.read;
+  to.write = from.write;
+  to.execute = from.execute;
+  to.privileged = from.privileged;
+  to.global = from.global;
+  to.untranslatedOnly = from.untranslatedOnly;
+}
+
 export interface DmaPort {
   /** bus << 8 | devfn; segment groups do not mix on one fabric. */
   readonly requesterId: number;

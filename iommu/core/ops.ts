@@ -15,7 +15,6 @@ export type DomainType = 'blocked' | 'identity' | 'dma' | 'unmanaged' | 'sva';
 /** Protection of a mapping, or-ed. */
 export const PROT_READ = 1;
 export const PROT_WRITE = 2;
-export const PROT_NOEXEC = 4;
 
 /** A translation context without a process: page tables that the kernel fills. Pages are 4 KiB units. */
 export interface IommuDomain {

@@ -7,7 +7,7 @@
  */
 import {
   ATTR_EXECUTE, ATTR_PRIVILEGED, ATTR_TRANSLATED, DMA_DONE, DMA_HELD, DMA_REVOKED, DMA_UR, NO_PASID,
-  type DmaClient, type DmaPort, type DmaStatus, type TranslationAgent, type TranslationCompletion,
+  copyCompletion, type DmaClient, type DmaPort, type DmaStatus, type TranslationAgent, type TranslationCompletion,
 } from '../dma-port.js';
 import { moveThroughMmio } from './peer-access.js';
 import type { Fabric, HeldOperation } from './fabric.js';
@@ -359,15 +359,4 @@ export class FunctionPort implements DmaPort {
 function peerAt(peers: readonly PeerWindow[], page: number): PeerWindow | undefined {
   for (let i = 0; i < peers.length; i++) if (page >= peers[i]!.startPage && page < peers[i]!.endPage) return peers[i];
   return undefined;
-}
-
-function copyCompletion(from: TranslationCompletion, to: TranslationCompletion): void {
-  to.page = from.page;
-  to.pages = from.pages;
-  to.read = from.read;
-  to.write = from.write;
-  to.execute = from.execute;
-  to.privileged = from.privileged;
-  to.global = from.global;
-  to.untranslatedOnly = from.untranslatedOnly;
 }

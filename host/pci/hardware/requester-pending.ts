@@ -1,5 +1,5 @@
 /** What a requester has under way and an invalidation must take into account. */
-import { NO_PASID, type TranslationCompletion } from '../dma-port.js';
+import { copyCompletion, NO_PASID, type TranslationCompletion } from '../dma-port.js';
 
 /**
  * Translation requests whose completion is on its way. An invalidation that overtakes the completion makes it
@@ -16,14 +16,7 @@ export class PendingTranslations {
   begin(page: number, pasid: number, completion: TranslationCompletion): number {
     const slot = this.free.pop() ?? this.pages.length;
     const kept = this.completions[slot] ?? (this.completions[slot] = { ...completion });
-    kept.page = completion.page;
-    kept.pages = completion.pages;
-    kept.read = completion.read;
-    kept.write = completion.write;
-    kept.execute = completion.execute;
-    kept.privileged = completion.privileged;
-    kept.global = completion.global;
-    kept.untranslatedOnly = completion.untranslatedOnly;
+    copyCompletion(completion, kept);
     this.pages[slot] = page;
     this.pasids[slot] = pasid;
     this.raced[slot] = false;
