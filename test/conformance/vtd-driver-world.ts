@@ -5,7 +5,7 @@
  */
 import { Channel, Mailbox } from '../../sim/channel.js';
 import { VirtualClock } from '../../sim/clock.js';
-import { Errno, type ErrnoName } from '../../sim/errno.js';
+import { Errno } from '../../sim/errno.js';
 import { Ram } from '../../sim/memory.js';
 import { PlainMmio, type AccessSize, type Mmio } from '../../sim/mmio.js';
 import { Random } from '../../sim/random.js';
@@ -24,6 +24,7 @@ import { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
 import { buildCapabilities, decodeCapabilities, type VtdCapabilities, type VtdCapabilityOptions } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { encodeDmar, type DmarStructure } from '../../iommu/intel-vtd/spec/dmar.js';
 import { REG } from '../../iommu/intel-vtd/spec/registers.js';
+import { TaskWorld } from '../fixtures/task-world.js';
 
 export const UNIT_BASE = 0xfd00_0000;
 const DMAR_ADDRESS = 0xe_0000;
@@ -265,7 +266,7 @@ export class DeadMmio extends PlainMmio {
   write(): void {}
 }
 
-export class DriverWorld {
+export class DriverWorld extends TaskWorld {
   readonly clock = new VirtualClock({ eventLimit: 2_000_000 });
   readonly scheduler = new Scheduler(this.clock, (error) => this.clock.fail(error));
   readonly mailbox = new Mailbox((error) => this.clock.fail(error));
@@ -285,6 +286,7 @@ export class DriverWorld {
   private nextMm = 1;
 
   constructor(options: DriverWorldOptions = {}) {
+    super();
     const random = new Random(1);
     this.timing = new Timing({ ...DEFAULT_TIMING, jitter: 0, ...options.timing }, random);
     this.interrupts = new InterruptController(this.clock, this.timing, new Channel<InterruptMessage>(this.mailbox, 'interrupts'));
@@ -331,33 +333,6 @@ export class DriverWorld {
   /** Descriptors only. */
   takeDescriptors(): string[] {
     return this.take().filter((note) => note.startsWith('d '));
-  }
-
-  run<T>(steps: Steps<T>, name = 'test'): T {
-    const task = this.scheduler.spawn(name, steps, { joined: true });
-    this.clock.run({ stop: () => task.ended });
-    if (task.state === 'failed') throw task.error;
-    if (task.state !== 'done') throw new Error(`${name} did not end: ${this.scheduler.deadlockReport().join('; ')}`);
-    return task.result as T;
-  }
-
-  settle(): void {
-    this.clock.run();
-  }
-
-  refusal(steps: Steps<unknown> | (() => unknown)): Errno {
-    try {
-      if (typeof steps === 'function') steps();
-      else this.run(steps);
-    } catch (error) {
-      if (error instanceof Errno) return error;
-      throw error;
-    }
-    throw new Error('not refused');
-  }
-
-  refused(steps: Steps<unknown> | (() => unknown)): ErrnoName {
-    return this.refusal(steps).code;
   }
 
   /** A function behind the unit, in a group of its own with a DMA domain. */
