@@ -34,8 +34,10 @@ const LEVELS = ['PTE', 'PDE', 'PDPTE', 'PML4E', 'PML5E'];
 
 function render(report: WalkReport, timeNs: number, event: number, colors: Colors): string {
   const lines = [`${colors.bold(report.device)} PASID ${report.pasid ?? 'none'} address ${hex(report.address)} at ${formatTime(timeNs)}, event ${event}`, ''];
+  let stage: string | undefined;
   for (const step of report.steps) {
-    const name = step.what === 'first-level' || step.what === 'second-level' ? `${step.what} ${LEVELS[step.level] ?? step.level}` : step.what;
+    if (step.stage !== stage) lines.push(...(stage === undefined ? [] : ['']), colors.bold((stage = step.stage) ?? ''));
+    const name = ['first-level', 'second-level', 'guest', 'VMM'].includes(step.what) ? `${step.what} ${LEVELS[step.level] ?? step.level}` : step.what;
     const raw = step.qwords.length === 0 ? '(not memory)' : step.qwords.map((qword) => qword.toString(16).padStart(16, '0')).join(' ');
     lines.push(`${name.padEnd(20)} ${hex(BigInt(step.address)).padStart(14)}  ${raw}`, `${' '.repeat(37)}${colors.dim(step.text === '' ? 'all zero' : step.text)}`);
   }

@@ -1,12 +1,20 @@
 /** What a topology's `expect` asks for, held against what happened. */
-import type { FlowSummary } from './summary.js';
+import type { FlowSummary, GuestSummary } from './summary.js';
 import type { Topology } from './topology/schema.js';
 import { unknownName } from './topology/problems.js';
 
 type Bound = number | { readonly min?: number | undefined; readonly max?: number | undefined };
 
+interface Happened {
+  readonly flows: readonly FlowSummary[];
+  readonly guests: readonly GuestSummary[];
+  readonly counters: Readonly<Record<string, number>>;
+  readonly log: readonly string[];
+}
+
 /** One sentence per expectation that was not met. */
-export function unmetExpectations(topology: Topology, flows: readonly FlowSummary[], counters: Readonly<Record<string, number>>, log: readonly string[]): string[] {
+export function unmetExpectations(topology: Topology, happened: Happened): string[] {
+  const { flows, guests, counters, log } = happened;
   const { expect } = topology;
   const unmet: string[] = [];
   const check = (what: string, got: number, bound: Bound | undefined): void => {
@@ -25,6 +33,11 @@ export function unmetExpectations(topology: Topology, flows: readonly FlowSummar
     check(`invalid responses of flow ${name}`, flow.responses.invalid, wanted.invalid);
     check(`failure responses of flow ${name}`, flow.responses.failure, wanted.failure);
     check(`unrecoverable faults of flow ${name}`, flow.unrecoverable, wanted.unrecoverable);
+  }
+  for (const [name, state] of Object.entries(expect.guests ?? {})) {
+    const guest = guests.find((candidate) => candidate.name === name);
+    if (guest === undefined) unmet.push(unknownName('guest', name, guests.map((candidate) => candidate.name)));
+    else if (guest.state !== state) unmet.push(`guest ${name} is ${guest.state}${guest.reason === '' ? '' : ` (${guest.reason})`}, expected ${state}`);
   }
   for (const [kind, bound] of Object.entries(expect.counters ?? {})) check(`count of ${kind}`, counters[kind] ?? 0, bound);
   for (const text of expect.log ?? []) if (!log.some((line) => line.includes(text))) unmet.push(`the kernel log has no line with "${text}"`);

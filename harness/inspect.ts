@@ -5,7 +5,7 @@ import { ACCESS_READ, NO_PASID } from '../host/pci/dma-port.js';
 import { offsetOf, pageOf } from '../sim/address.js';
 
 export interface WalkTarget {
-  /** Name of the topology, or BDF. */
+  /** Name of the topology, or BDF; `guest` or `guest:device` for the buffer of a guest's process. */
   readonly device: string;
   /** A number, a process name, or undefined for requests without PASID. */
   readonly pasid: number | string | undefined;
@@ -13,6 +13,8 @@ export interface WalkTarget {
 }
 
 export interface WalkReportStep {
+  /** Of a walk through several address spaces: from what to what. */
+  readonly stage?: string;
   readonly what: string;
   readonly level: number;
   readonly address: number;
@@ -34,10 +36,13 @@ export interface WalkReport {
   readonly text: string;
 }
 
-/** `DEVICE/PASID/ADDRESS`: PASID a number, a process name or `-`; ADDRESS 0x…, or a buffer of that process with `+offset`. A sentence when it is none. */
+/**
+ * `DEVICE/PASID/ADDRESS`: PASID a number, a process name or `-`; ADDRESS 0x…, or a buffer of that process with `+offset`.
+ * In a guest `GUEST/PROCESS/ADDRESS`, or `GUEST:DEVICE/PROCESS/ADDRESS` to name one of its devices. A sentence when it is none.
+ */
 export function parseWalkTarget(text: string): WalkTarget | string {
   const parts = text.split('/');
-  if (parts.length !== 3 || parts.some((part) => part === '')) return `"${text}" is not DEVICE/PASID/ADDRESS, such as dsa0/1/0x7ffff7fbb000 or dsa0/app/buffer+0x1000`;
+  if (parts.length !== 3 || parts.some((part) => part === '')) return `"${text}" is not DEVICE/PASID/ADDRESS, such as dsa0/1/0x7ffff7fbb000, dsa0/app/buffer+0x1000, or vm0/app/buffer of a guest's process`;
   const [device, pasidText, addressText] = parts as [string, string, string];
   const pasid = pasidText === '-' ? undefined : /^(0x[0-9a-fA-F]+|\d+)$/.test(pasidText) ? Number(pasidText) : pasidText;
   if (typeof pasid === 'number' && pasid >= 2 ** 20) return `PASID ${pasidText} has more than 20 bits`;

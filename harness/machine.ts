@@ -8,9 +8,9 @@ import { SimulatorBug } from '../sim/assert.js';
 import { hexPage } from '../sim/address.js';
 import type { VirtualClock } from '../sim/clock.js';
 import { isErrno } from '../sim/errno.js';
-import type { Steps } from '../sim/task.js';
+import type { Scheduler, Steps } from '../sim/task.js';
 import type { Trace } from '../sim/trace.js';
-import { boot, shutdown } from './boot.js';
+import { bootHost, shutdownHost } from './boot.js';
 import { balance, subscriptionsEnd } from './checkers/books.js';
 import { CheckerSet, type Checker } from './checkers/invariant.js';
 import { standardCheckers } from './checkers/index.js';
@@ -18,12 +18,13 @@ import { composeHost, type Host } from './compose/host.js';
 import type { UnitRegisters } from './compose/settings.js';
 import { checkDefects } from './defects.js';
 import { unmetExpectations } from './expectations.js';
+import { walkGuest } from './inspect-guest.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
 import type { VectorRecorder } from './replay/record.js';
 import { LimitReached } from './limit-reached.js';
 import { Scenario } from './scenario/scenario.js';
 import type { StopPoint } from './stop-point.js';
-import type { InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
+import type { GuestSummary, InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
 import { checkTopology, loadTopology, type LoadedTopology } from './topology/load.js';
 import type { TopologyInput } from './topology/schema.js';
 
@@ -67,6 +68,8 @@ export class Machine implements Inspectable {
   private invariants: InvariantSummary[] = [];
   private readonly added: CheckerSet[] = [];
   private deadlock: string[] = [];
+  /** How guests stood when everything had ended, before the machine was taken down. */
+  private readonly guestStates: GuestSummary[] = [];
 
   constructor(loaded: LoadedTopology, options: MachineOptions = {}) {
     const { topology } = loaded;
@@ -75,7 +78,7 @@ export class Machine implements Inspectable {
     this.loaded = loaded;
     this.name = topology.name ?? loaded.file;
     this.host = composeHost({
-      topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
+      scope: '', topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
       ...(options.unitRegisters === undefined ? {} : { unitRegisters: options.unitRegisters }),
       ...(options.recorder === undefined ? {} : { recorder: options.recorder }),
     });
@@ -113,7 +116,7 @@ export class Machine implements Inspectable {
     if (this.booted) return;
     this.booted = true;
     this.framesAtStart = this.host.frames.inUse;
-    this.execute('boot', boot(this.host));
+    this.execute('boot', bootHost(this.host));
     this.clock.run({ untilNs: 0 });
   }
 
@@ -136,7 +139,7 @@ export class Machine implements Inspectable {
   /** Ends what is under way and takes the machine down; processes that have not begun never will. */
   takeDown(): void {
     this.begun = true;
-    for (const program of this.scenario.programs.values()) program.kill();
+    for (const program of this.scenario.unfinished()) program.kill();
     this.run();
   }
 
@@ -153,8 +156,8 @@ export class Machine implements Inspectable {
         onSlice?.();
         continue;
       }
-      if (untilNs !== undefined && this.scenario.unfinished().length > 0 && this.host.scheduler.blocked().length === 0) return 'stopped';
-      this.deadlock = this.host.scheduler.deadlockReport();
+      if (untilNs !== undefined && this.scenario.unfinished().length > 0 && this.schedulers.every((scheduler) => scheduler.blocked().length === 0)) return 'stopped';
+      this.deadlock = this.schedulers.flatMap((scheduler) => scheduler.deadlockReport());
       return this.deadlock.length > 0 ? 'deadlock' : 'finished';
     }
   }
@@ -176,13 +179,15 @@ export class Machine implements Inspectable {
   private finish(): void {
     const { frames, core } = this.host;
     if (this.end === 'finished') {
-      for (const program of this.scenario.programs.values()) {
-        if (program.exited) continue;
-        this.scenario.failures.push(`${program.name}: the run ended before the process did`);
-        this.execute(`exit of ${program.name}`, program.exit());
+      for (const program of this.scenario.unfinished()) this.scenario.failures.push(`${program.world.fullName(program.name)}: the run ended before the process did`);
+      for (const guest of this.scenario.guests.values()) {
+        this.guestStates.push(guest.summary());
+        if (guest.state === 'running') this.execute(`shutdown of ${guest.name}`, guest.shutdown());
+        else if (guest.alive) this.execute(`end of ${guest.name}`, guest.kill());
       }
+      for (const program of this.scenario.unfinished()) this.execute(`exit of ${program.name}`, program.exit());
       try {
-        this.execute('shutdown', shutdown(this.host));
+        this.execute('shutdown', shutdownHost(this.host));
       } catch (error) {
         // what a process has left bound keeps a driver from letting go
         if (!isErrno(error)) throw error;
@@ -192,6 +197,11 @@ export class Machine implements Inspectable {
     const { pasids, domains } = core.usage;
     this.leaks = { pasids, pinnedPages: frames.pinnedPages, domains, frames: this.end === 'finished' ? frames.inUse - this.framesAtStart - this.kernelFrames() : 0 };
     this.invariants = [...[this.checkers, ...this.added].flatMap((set) => set.finish()), balance(this.leaks), ...(this.end === 'finished' ? [subscriptionsEnd(this.host.mailbox)] : [])];
+  }
+
+  /** Of every kernel that runs. */
+  private get schedulers(): Scheduler[] {
+    return [this.host.scheduler, ...[...this.scenario.guests.values()].flatMap(({ scheduler }) => (scheduler === undefined ? [] : [scheduler]))];
   }
 
   /** Frames that belong to the IOMMU driver as long as the kernel runs: queues and root tables. */
@@ -208,15 +218,17 @@ export class Machine implements Inspectable {
       ...(ended ? this.invariants : [this.checkers, ...this.added].flatMap((set) => set.summaries())),
       { name: 'no deadlock', status: this.deadlock.length === 0 ? 'ok' : 'violated', checked: 1, violations: this.deadlock },
     ];
-    const unmet = ended ? unmetExpectations(topology, flows, counters, this.dmesg()) : [];
+    const guests = this.guestStates.length > 0 ? this.guestStates : [...this.scenario.guests.values()].map((guest) => guest.summary());
+    const unmet = ended ? unmetExpectations(topology, { flows, guests, counters, log: this.dmesg() }) : [];
     // a flow that was told to fail is judged by `expect`
     const expected = topology.expect.flows ?? {};
     const failed = flows.some((flow) => flow.status === 'failed' && expected[flow.name]?.status !== 'failed');
+    const refused = guests.some((guest) => guest.state === 'refused' && topology.expect.guests?.[guest.name] !== 'refused');
     const leaking = Object.values(this.leaks).some((count) => count !== 0);
-    const passed = !failed && unmet.length === 0 && this.scenario.failures.length === 0 && !leaking && invariants.every(({ status }) => status === 'ok');
+    const passed = !failed && !refused && unmet.length === 0 && this.scenario.failures.length === 0 && !leaking && invariants.every(({ status }) => status === 'ok');
     return {
       topology: this.name, seed: this.host.settings.seed, end: this.end ?? 'stopped', virtualTimeNs: this.clock.now, events: this.clock.events,
-      flows, stepFailures: this.scenario.failures, unmetExpectations: unmet, invariants, counters, leaks: this.leaks, traceHash: this.trace.hash,
+      flows, guests, stepFailures: this.scenario.failures, unmetExpectations: unmet, invariants, counters, leaks: this.leaks, traceHash: this.trace.hash,
       verdict: this.end === 'time-limit' || this.end === 'event-limit' ? 'limit' : passed ? 'pass' : 'fail',
     };
   }
@@ -243,17 +255,19 @@ export class Machine implements Inspectable {
 
   /** Table entries that translate an address now; a sentence when the target is unknown. */
   walk(target: WalkTarget): WalkReport | string {
-    return walk(this, target);
+    const [name, device] = target.device.split(':', 2) as [string, string | undefined];
+    const guest = device?.includes(':') === true ? undefined : this.scenario.guests.get(name);
+    return guest === undefined ? walk(this, target) : walkGuest(this, guest, device, target);
   }
 
   // --- Inspectable ---
 
   get deviceNames(): string[] {
-    return this.host.devices.models.map((model) => model.topology.name);
+    return this.host.devices.models.map((model) => model.name);
   }
 
   sourceIdOf(device: string): number | undefined {
-    return this.host.devices.models.find((model) => model.topology.name === device || model.bdf === device)?.function.requesterId;
+    return this.host.devices.models.find((model) => model.name === device || model.bdf === device)?.function.requesterId;
   }
 
   get processNames(): string[] {

@@ -67,7 +67,7 @@ export class MachineSession implements AsyncDisposable, Disposable {
   async process(name: string): Promise<SimulatedProcess> {
     this.refuseEnded(`process ${name}`);
     this.refuseTakenName(name);
-    return new SimulatedProcess(this, this.model.scenario.newProgram(name));
+    return new SimulatedProcess(this, this.model.scenario.world.newProgram(name));
   }
 
   /** Lets simulated time pass. @param time `10us`, or nanoseconds */
@@ -159,14 +159,14 @@ export class MachineSession implements AsyncDisposable, Disposable {
   /** @internal ENODEV */
   deviceOf(name: string): PciFunctionDevice {
     const { devices, pci } = this.model.host;
-    const device = pci.find(devices.models.find(({ topology }) => topology.name === name)?.bdf ?? name);
+    const device = pci.find(devices.models.find((model) => model.name === name)?.bdf ?? name);
     if (device === undefined) throw new Errno('ENODEV', `${name} is not there`);
     return device;
   }
 
   /** @internal the topology's name of a device, or its BDF */
   nameOf(device: Device): string {
-    return this.model.host.devices.models.find(({ bdf }) => bdf === device.name)?.topology.name ?? device.name;
+    return this.model.host.devices.models.find(({ bdf }) => bdf === device.name)?.name ?? device.name;
   }
 
   /** @internal */

@@ -8,7 +8,7 @@ export interface Latency {
 
 /** What one process did with one handle of one device. */
 export interface FlowSummary {
-  /** `process/handle` */
+  /** `process/handle`, of a guest `guest/process/handle` */
   readonly name: string;
   /** Name of the guest, null for a process of the host. */
   readonly guest: string | null;
@@ -45,6 +45,19 @@ export interface Leaks {
   readonly frames: number;
 }
 
+/** How a guest ended. */
+export interface GuestSummary {
+  readonly name: string;
+  readonly state: 'off' | 'starting' | 'running' | 'paused' | 'refused' | 'killed';
+  /** Why it was refused or killed; empty otherwise. */
+  readonly reason: string;
+  readonly memoryBytes: number;
+  /** How often its kernel was composed. */
+  readonly boots: number;
+  /** `name (as VFIO names it)` */
+  readonly devices: readonly string[];
+}
+
 export type RunEnd = 'finished' | 'time-limit' | 'event-limit' | 'stopped' | 'deadlock';
 
 export interface Summary {
@@ -54,6 +67,7 @@ export interface Summary {
   readonly virtualTimeNs: number;
   readonly events: number;
   readonly flows: readonly FlowSummary[];
+  readonly guests: readonly GuestSummary[];
   /** Steps of processes that did not go as written, `process: step 3 (verify): …`. */
   readonly stepFailures: readonly string[];
   /** What `expect` of the topology asked for and did not get. */

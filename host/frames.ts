@@ -46,6 +46,8 @@ interface Span {
   readonly end: number;
   /** From here on nothing is in use, and nothing is on the free lists. */
   next: number;
+  /** From here on nothing was ever handed out; `next` may have moved back below. */
+  untouched: number;
 }
 
 export interface FrameAllocatorOptions {
@@ -54,6 +56,13 @@ export interface FrameAllocatorOptions {
   readonly ranges: readonly MemoryRange[];
   /** Fills freed frames with this byte, so that a stale translation is visible in what it reads. */
   readonly poison?: number;
+  /**
+   * All of the ranges is zero when the allocator is made, and nobody writes to frames that it has not handed out: then
+   * a frame that was never handed out before needs no zeroing, and memory that is allocated but not touched costs the
+   * host nothing. Holds for the RAM of a machine, or of a guest, that was just switched on; not after a reboot that
+   * keeps the memory, and not where a device without an IOMMU may write anywhere. Default false.
+   */
+  readonly freshZero?: boolean;
   readonly defects?: ReadonlySet<string>;
   /** Called for every block that is free from now on. */
   readonly onFree?: (physical: number, frames: number) => void;
@@ -74,6 +83,9 @@ export class FrameAllocator implements FrameSource {
   private readonly memory: PhysicalMemory;
   private readonly poison: number;
   private readonly skipZeroing: boolean;
+  private readonly freshZero: boolean;
+  /** The block that `take` returned last was never handed out before. */
+  private fresh = false;
   private readonly onFree: ((physical: number, frames: number) => void) | undefined;
   private readonly spans: Span[] = [];
   private readonly chunks: (Chunk | undefined)[] = [];
@@ -94,6 +106,7 @@ export class FrameAllocator implements FrameSource {
     this.poison = options.poison ?? -1;
     this.onFree = options.onFree;
     this.skipZeroing = options.defects?.has('frames.skip-zeroing') ?? false;
+    this.freshZero = options.freshZero ?? false;
     let end = 0, total = 0;
     for (const range of options.ranges) {
       assert(range.start % 4096 === 0 && range.end % 4096 === 0 && range.end > range.start, 'frame ranges must be aligned and not empty');
@@ -103,7 +116,7 @@ export class FrameAllocator implements FrameSource {
       const base = Math.ceil(end / MAX_BLOCK) * MAX_BLOCK + (startFrame % MAX_BLOCK);
       end = base + frames;
       total += frames;
-      this.spans.push({ startFrame, base, end, next: base });
+      this.spans.push({ startFrame, base, end, next: base, untouched: base });
     }
     assert(end < 2 ** 31, 'at most 8 TiB of memory');
     this.total = total;
@@ -129,6 +142,7 @@ export class FrameAllocator implements FrameSource {
     this.inUse += frames;
     this.ownerCounts[ownerId]! += frames;
     const address = this.addressOf(index);
+    if (this.fresh && this.freshZero) return address;
     // without zeroed tables there would be nothing to see but crashes
     if (!this.skipZeroing || this.ownerNames[ownerId]!.includes('table')) this.memory.fill(address, 0, frames * 4096);
     return address;
@@ -190,6 +204,36 @@ export class FrameAllocator implements FrameSource {
     chunk.b[at]!--;
     this.pinnedPages--;
     this.put(address);
+  }
+
+  /** Pins `pages` frames from `address` on, one pin for each; they may be parts of several blocks. */
+  pinRange(address: number, pages: number): void {
+    for (let done = 0; done < pages; ) {
+      const at = address + done * 4096;
+      const head = this.headOf(at);
+      const count = Math.min(pages - done, this.framesLeft(head, at));
+      const chunk = this.chunks[head >>> CHUNK_SHIFT]!, slot = head & CHUNK_MASK;
+      chunk.a[slot]! += count;
+      chunk.b[slot]! += count;
+      this.pinnedPages += count;
+      done += count;
+    }
+  }
+
+  /** Gives back the pins of `pinRange`. */
+  unpinRange(address: number, pages: number): void {
+    for (let done = 0; done < pages; ) {
+      const at = address + done * 4096;
+      const head = this.headOf(at);
+      const count = Math.min(pages - done, this.framesLeft(head, at));
+      const chunk = this.chunks[head >>> CHUNK_SHIFT]!, slot = head & CHUNK_MASK;
+      if (chunk.b[slot]! < count) throw new SimulatorBug(`frame ${hex(at)} unpinned ${count} times, but it has ${chunk.b[slot]} pins`);
+      chunk.b[slot]! -= count;
+      chunk.a[slot]! -= count - 1;
+      this.pinnedPages -= count;
+      this.put(at);
+      done += count;
+    }
   }
 
   /** References of the block that contains `address`, pins included; 0 when it is free. */
@@ -261,6 +305,7 @@ export class FrameAllocator implements FrameSource {
   /** Index of a block that is free now, or -1. */
   private take(order: number): number {
     if (order < 0 || order > MAX_ORDER) throw new SimulatorBug(`blocks of order ${order} do not exist`);
+    this.fresh = false;
     if (order === 0 && this.recentCount > 0) return this.recent[--this.recentCount]!;
     const index = this.takeBlock(order);
     if (index >= 0 || this.recentCount === 0) return index;
@@ -291,6 +336,8 @@ export class FrameAllocator implements FrameSource {
       if (index + size > span.end) continue;
       let skipped = span.next;
       span.next = index + size;
+      this.fresh = index >= span.untouched;
+      span.untouched = Math.max(span.untouched, span.next);
       // what the alignment skips stays available
       while (skipped < index) {
         const skippedOrder = 31 - Math.clz32(skipped & -skipped);
@@ -354,6 +401,12 @@ export class FrameAllocator implements FrameSource {
     const head = this.findHead(address);
     if (head < 0) throw new SimulatorBug(`frame ${hex(address)} is not in use`);
     return head;
+  }
+
+  /** Frames from `address` to the end of its block, whose head is `head`. */
+  private framesLeft(head: number, address: number): number {
+    const order = this.chunks[head >>> CHUNK_SHIFT]!.state[head & CHUNK_MASK]! & ORDER;
+    return order === 0 ? 1 : head + (1 << order) - this.indexOf(address);
   }
 
   private findHead(address: number): number {

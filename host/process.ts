@@ -18,6 +18,16 @@ export interface OpenFile {
   release(): Steps;
 }
 
+/** A file that takes ioctls: a container, a group, a device. */
+export interface IoctlFile extends OpenFile {
+  /**
+   * Carries out a command for `caller`, in whose memory the argument's record lies.
+   * @param argument an address of the caller, or the number itself for commands that take one
+   * @returns what the system call returns, 0 or more. ENOTTY unknown command, EFAULT, and what the command refuses.
+   */
+  ioctl(caller: Process, command: number, argument: number): Steps<number>;
+}
+
 /** An open file with its number of descriptors, which fork raises. */
 class FileDescription {
   readonly file: OpenFile;
@@ -66,6 +76,13 @@ export class Process {
   /** Open descriptors, ascending. */
   descriptors(): number[] {
     return this.files.flatMap((description, fd) => (description === undefined ? [] : [fd]));
+  }
+
+  /** ioctl(2) on a descriptor. EBADF, ENOTTY when the file takes none, or what the file says. */
+  *ioctl(fd: number, command: number, argument: number): Steps<number> {
+    const file = this.file(fd);
+    if (!('ioctl' in file)) throw new Errno('ENOTTY', `${file.name} takes no ioctl`);
+    return yield* (file as IoctlFile).ioctl(this, command, argument);
   }
 
   /** Closes a descriptor; the last one of its open file releases it. EBADF. */

@@ -29,6 +29,10 @@ export interface RunOptions {
 }
 
 const NOOP = (): void => {};
+/** Stands where a cancelled event's callback stood. */
+const CANCELLED = (): void => {};
+/** Cancelled events that may lie in the heap whatever its size; beyond them at most as many as live ones. */
+const MIN_GARBAGE = 64;
 
 export class VirtualClock implements Clock {
   now = 0;
@@ -40,6 +44,8 @@ export class VirtualClock implements Clock {
   private sequences = new Float64Array(1024);
   private slots = new Int32Array(1024);
   private size = 0;
+  /** Cancelled events that still lie in the heap, never first in it. */
+  private garbage = 0;
   private nextSequence = 0;
   private readonly callbacks: (() => void)[] = [];
   private readonly serials: number[] = [];
@@ -55,7 +61,7 @@ export class VirtualClock implements Clock {
   }
 
   get pending(): number {
-    return this.size;
+    return this.size - this.garbage;
   }
 
   at(timeNs: number, run: () => void): Alarm {
@@ -102,6 +108,7 @@ export class VirtualClock implements Clock {
     const slot = this.slots[0]!;
     this.now = this.times[0]!;
     this.removeFirst();
+    if (this.garbage > 0) this.dropCancelledFirst();
     const callback = this.callbacks[slot]!;
     this.callbacks[slot] = NOOP;
     this.serials[slot]!++;
@@ -155,13 +162,22 @@ export class VirtualClock implements Clock {
     const times = this.times, sequences = this.sequences, slots = this.slots;
     const last = --this.size;
     if (last === 0) return;
-    const time = times[last]!, sequence = sequences[last]!, slot = slots[last]!;
-    let i = 0;
+    times[0] = times[last]!;
+    sequences[0] = sequences[last]!;
+    slots[0] = slots[last]!;
+    this.siftDown(0, last);
+  }
+
+  /** Moves the event at `from` down among the first `size` until none below it comes earlier. */
+  private siftDown(from: number, size: number): void {
+    const times = this.times, sequences = this.sequences, slots = this.slots;
+    const time = times[from]!, sequence = sequences[from]!, slot = slots[from]!;
+    let i = from;
     for (;;) {
       let child = 2 * i + 1;
-      if (child >= last) break;
+      if (child >= size) break;
       const right = child + 1;
-      if (right < last && before(times[right]!, sequences[right]!, times[child]!, sequences[child]!)) child = right;
+      if (right < size && before(times[right]!, sequences[right]!, times[child]!, sequences[child]!)) child = right;
       if (!before(times[child]!, sequences[child]!, time, sequence)) break;
       times[i] = times[child]!;
       sequences[i] = sequences[child]!;
@@ -189,30 +205,51 @@ export class VirtualClock implements Clock {
     return this.serials[slot] === serial;
   }
 
-  /** @internal removes the event of `slot` from the heap, so that a cancelled alarm does not keep a run alive */
+  /**
+   * @internal The event of `slot` never runs and keeps no run alive. It leaves the heap when it comes up, or with all
+   * others when they are more than the live ones, so that cancelling costs O(log n) on average.
+   */
   cancelAlarm(slot: number, serial: number): boolean {
     if (this.serials[slot] !== serial) return false;
     this.serials[slot]!++;
-    this.callbacks[slot] = NOOP;
-    let i = 0;
-    while (this.slots[i] !== slot) i++;
-    this.removeAt(i);
-    this.freeSlots.push(slot);
+    this.callbacks[slot] = CANCELLED;
+    this.garbage++;
+    this.dropCancelledFirst();
+    if (this.garbage > MIN_GARBAGE && this.garbage > this.size / 2) this.compact();
     return true;
   }
 
-  private removeAt(index: number): void {
-    const times = this.times, sequences = this.sequences, slots = this.slots;
-    // lift the victim to the root, then remove the root
-    let i = index;
-    while (i > 0) {
-      const parent = (i - 1) >> 1;
-      times[i] = times[parent]!;
-      sequences[i] = sequences[parent]!;
-      slots[i] = slots[parent]!;
-      i = parent;
+  private dropCancelledFirst(): void {
+    while (this.garbage > 0 && this.callbacks[this.slots[0]!] === CANCELLED) {
+      const slot = this.slots[0]!;
+      this.removeFirst();
+      this.recycle(slot);
     }
-    this.removeFirst();
+  }
+
+  private recycle(slot: number): void {
+    this.callbacks[slot] = NOOP;
+    this.freeSlots.push(slot);
+    this.garbage--;
+  }
+
+  /** Live events only, then a heap again; the order of events depends on (time, sequence) alone. */
+  private compact(): void {
+    const { times, sequences, slots } = this;
+    let kept = 0;
+    for (let i = 0; i < this.size; i++) {
+      const slot = slots[i]!;
+      if (this.callbacks[slot] === CANCELLED) {
+        this.recycle(slot);
+        continue;
+      }
+      times[kept] = times[i]!;
+      sequences[kept] = sequences[i]!;
+      slots[kept] = slot;
+      kept++;
+    }
+    this.size = kept;
+    for (let i = (kept >> 1) - 1; i >= 0; i--) this.siftDown(i, kept);
   }
 }
 

@@ -16,7 +16,7 @@ export interface ContainerGroup {
   readonly iommuGroup: IommuGroup | undefined;
   /** Registered devices of the group. */
   readonly registrations: readonly VfioRegistration[];
-  /** Who owns the group's DMA while it is in use; for `claimDmaOwner`. */
+  /** Who owns the group's DMA while it is in a container: VFIO's core claims it before `attachGroup` and releases it after `detachGroup`. */
   readonly owner: object;
 }
 
@@ -34,7 +34,7 @@ export interface ContainerIommu {
   unregisterNotifier(device: Device, notifier: DmaUnmapNotifier): void;
   /** PASID of the aux domain that carries the device's DMA; undefined without one. */
   pasidOf(device: Device): number | undefined;
-  /** The container's last descriptor and last group are gone. */
+  /** The last group has left (C3), or SET_IOMMU was refused; called once, nothing comes after it. */
   release(): Steps;
 }
 

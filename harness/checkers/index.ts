@@ -2,8 +2,10 @@
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import type { Host } from '../compose/host.js';
 import { LocksInOrder } from './books.js';
+import { DmaInsideContainers } from './containers.js';
 import { DmaInsideMappings, FramesFreedUnreachable } from './dma.js';
 import { FaultsStayWithTheirMm, FlushedWithoutLocks, GroupsHandledWhole, SilentAfterUnbind } from './faults.js';
+import { sourceIdOf } from '../topology/units.js';
 import type { Checker } from './invariant.js';
 import { QuietAfterMmExit, SilentAfterMmExit } from './mm-exit.js';
 import { AnswersAsGiven, GroupIndexUsedOnce, GroupsAnsweredOnce, RequestsWithinAllocation } from './page-groups.js';
@@ -17,7 +19,7 @@ function functionOf({ devices, tree }: Host, source: number): PciFunction | unde
 
 export function standardCheckers(host: Host): Checker[] {
   const { trace, devices } = host;
-  const sources = new Map(devices.models.map((model) => [trace.intern(model.bdf), (model.topology.bdf.bus << 8) | (model.topology.bdf.device << 3) | model.topology.bdf.function]));
+  const sources = new Map(devices.models.map((model) => [trace.intern(model.bdf), sourceIdOf(model.bdf)]));
   const sourceOf = (deviceName: number): number | undefined => {
     let source = sources.get(deviceName);
     // a function that was plugged in later
@@ -40,6 +42,7 @@ export function standardCheckers(host: Host): Checker[] {
     translations,
     dma,
     new FramesFreedUnreachable(dma),
+    ...(host.settings.topology.guests.length + host.settings.topology.mdevs.length === 0 ? [] : [new DmaInsideContainers(sourceOf, translations)]),
     new GroupsAnsweredOnce(),
     new GroupIndexUsedOnce(),
     new RequestsWithinAllocation((source) => functionAt(source)?.pri?.allocated ?? 0),

@@ -1,48 +1,41 @@
-/** Device models and their drivers, chosen by the topology's `model` through a map of factories. */
+/** Device models in their slots, chosen by the topology's `model` through a map of factories. */
 import { ContainerModule } from 'inversify';
 import { DsaDevice } from '../../devices/dsa/hardware/dsa-device.js';
 import type { DescriptorReport } from '../../devices/dsa/hardware/job.js';
-import { IdxdDriver } from '../../devices/dsa/driver/idxd.js';
-import type { IdxdOptions, IdxdWqOptions } from '../../devices/dsa/driver/idxd-options.js';
+import type { IdxdWqOptions } from '../../devices/dsa/driver/idxd-options.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
-import { EduDriver } from '../../devices/edu/driver/edu-driver.js';
-import type { KernelLog } from '../../host/kernel-log.js';
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
-import type { PciDriver } from '../../host/pci/kernel/drivers.js';
-import type { PciDevice } from '../../host/pci/kernel/pci-device.js';
 import type { Timing } from '../../host/timing.js';
-import type { IommuCore } from '../../iommu/core/core.js';
-import type { VirtualClock } from '../../sim/clock.js';
-import type { PhysicalMemory } from '../../sim/memory.js';
+import type { Clock } from '../../sim/clock.js';
 import type { Scheduler } from '../../sim/task.js';
 import type { Trace } from '../../sim/trace.js';
-import type { DeviceTopology } from '../topology/schema.js';
+import type { DeviceTopology, MdevParentTopology } from '../topology/schema.js';
 import { formatBdf } from '../topology/units.js';
 import type { PciTree } from './pci-tree.js';
 import type { Settings } from './settings.js';
-import { CLOCK, DEVICE_MODELS, IOMMU_CORE, LOG, MEMORY, PCI_TREE, SCHEDULER, SETTINGS, TIMING, TRACE } from './tokens.js';
+import { CLOCK, DEVICE_MODELS, PCI_TREE, SCHEDULER, SETTINGS, TIMING, TRACE } from './tokens.js';
 
-type DsaTopology = Extract<DeviceTopology, { model: 'dsa' }>;
+export type DsaTopology = Extract<DeviceTopology, { model: 'dsa' }>;
 
-/** A device model plugged into its place. */
+/** A device in its slot, as this machine's topology and kernel know it. */
 export interface DeviceModel {
-  readonly topology: DeviceTopology;
+  readonly name: string;
+  readonly model: DeviceTopology['model'] | MdevParentTopology['model'];
   /** `0000:6a:01.0` */
   readonly bdf: string;
   readonly function: PciFunction;
+  /** How the administrator sets it up; undefined for one that brings its configuration with it. */
+  readonly topology: DeviceTopology | undefined;
   /** Called at the end of every descriptor; set by whoever counts flows. */
   onDescriptor: ((report: DescriptorReport) => void) | undefined;
 }
 
 export interface DeviceModels {
   readonly models: readonly DeviceModel[];
-  readonly drivers: readonly PciDriver[];
-  readonly idxd: IdxdDriver;
-  readonly edu: EduDriver;
 }
 
 interface Parts {
-  readonly clock: VirtualClock;
+  readonly clock: Clock;
   readonly scheduler: Scheduler;
   readonly timing: Timing;
   readonly trace: Trace;
@@ -59,7 +52,7 @@ const FACTORIES: { readonly [M in DeviceTopology['model']]: (device: Extract<Dev
       config: {
         wqs: queues.length, engines: device.engines, groups: device.groups, totalWqSize: queues.reduce((sum, queue) => sum + queue.size, 0),
         descriptorsPerEngine: device['engine-slots'], ats: device.ats, pri: pri === false ? false : { ...pri, groupPages: device['prefetch-pages'] },
-        pasidBits: device['pasid-bits'], siov: device.siov, integrated,
+        pasidBits: device['pasid-bits'], siov: device.siov, integrated, mdevVectors: mdevSlots(device),
       },
     }).function;
   },
@@ -67,7 +60,7 @@ const FACTORIES: { readonly [M in DeviceTopology['model']]: (device: Extract<Dev
 };
 
 /** Work queues as the driver is told; a topology that names none has one dedicated user queue. */
-export function workQueues(device: DsaTopology): IdxdWqOptions[] {
+export function workQueues(device: Pick<DsaTopology, 'work-queues'>): IdxdWqOptions[] {
   const queues = device['work-queues'];
   if (queues.length === 0) return [{ name: 'wq0.0', mode: 'dedicated', type: 'user', size: 32, blockOnFault: true }];
   return queues.map((queue, i) => ({
@@ -76,10 +69,15 @@ export function workQueues(device: DsaTopology): IdxdWqOptions[] {
   }));
 }
 
+/** Interrupt vectors that mediated devices on shared queues need; none without such a queue. */
+export function mdevSlots(device: DsaTopology): number {
+  return device['work-queues'].some((queue) => queue.type === 'mdev' && queue.mode === 'shared') ? device['mdev-slots'] : 0;
+}
+
 function plug(tree: PciTree, device: DeviceTopology, parts: Parts): DeviceModel {
   const factory = FACTORIES[device.model] as (device: DeviceTopology, parts: Parts, onDescriptor: (report: DescriptorReport) => void) => PciFunction;
   const model: DeviceModel = {
-    topology: device, bdf: formatBdf(device.bdf), onDescriptor: undefined,
+    name: device.name, model: device.model, topology: device, bdf: formatBdf(device.bdf), onDescriptor: undefined,
     function: factory(device, parts, (report) => model.onDescriptor?.(report)),
   };
   tree.insert(device, model.function);
@@ -88,20 +86,10 @@ function plug(tree: PciTree, device: DeviceTopology, parts: Parts): DeviceModel 
 
 export const devicesModule = new ContainerModule(({ bind }) => {
   bind(DEVICE_MODELS).toResolvedValue(
-    (tree: PciTree, clock: VirtualClock, scheduler: Scheduler, timing: Timing, trace: Trace, log: KernelLog, memory: PhysicalMemory, core: IommuCore, { topology, defects }: Settings): DeviceModels => {
+    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects }: Settings): DeviceModels => {
       const parts = { clock, scheduler, timing, trace, defects };
-      const models = topology.host.devices.map((device) => plug(tree, device, parts));
-      const configured = new Map(models.map((model) => [model.bdf, model.topology]));
-      const idxd = new IdxdDriver({ clock, scheduler, timing, log, iommu: core, memory, defects }, (pci) => idxdOptions(pci, configured));
-      const edu = new EduDriver({ clock, scheduler, log, dma: core.dma });
-      return { models, drivers: [idxd, edu], idxd, edu };
+      return { models: topology.host.devices.map((device) => plug(tree, device, parts)) };
     },
-    [PCI_TREE, CLOCK, SCHEDULER, TIMING, TRACE, LOG, MEMORY, IOMMU_CORE, SETTINGS],
+    [PCI_TREE, CLOCK, SCHEDULER, TIMING, TRACE, SETTINGS],
   ).inSingletonScope();
 });
-
-function idxdOptions(pci: PciDevice, configured: ReadonlyMap<string, DeviceTopology>): IdxdOptions {
-  const device = configured.get(pci.name);
-  if (device?.model !== 'dsa') return { wqs: [] };
-  return { wqs: workQueues(device), mmExit: device['mm-exit'] ? 'abort' : 'none' };
-}

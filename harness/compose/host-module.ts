@@ -5,7 +5,7 @@ import { KernelLog } from '../../host/kernel-log.js';
 import { SystemBus } from '../../host/system-bus.js';
 import { DEFAULT_TIMING, Timing, type TimingOptions } from '../../host/timing.js';
 import { Channel, type Mailbox } from '../../sim/channel.js';
-import type { VirtualClock } from '../../sim/clock.js';
+import type { Clock } from '../../sim/clock.js';
 import { Ram, type PhysicalMemory } from '../../sim/memory.js';
 import type { Random } from '../../sim/random.js';
 import type { Trace } from '../../sim/trace.js';
@@ -14,10 +14,14 @@ import { layoutFor, type MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
 import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
 
-/** The machine's ground floor: RAM, frames, register windows, interrupts, the kernel's log. */
-export const hostModule = new ContainerModule(({ bind }) => {
-  bind(LAYOUT).toResolvedValue(({ topology }: Settings) => layoutFor(topology.host.memory), [SETTINGS]).inSingletonScope();
+/** A machine of its own has RAM; a virtual one has what its VMM gives it. */
+export const ramModule = new ContainerModule(({ bind }) => {
   bind(MEMORY).toResolvedValue(({ ram }: MachineLayout) => new Ram(ram), [LAYOUT]).inSingletonScope();
+});
+
+/** A kernel's ground floor: frames, register windows, interrupts, the log. */
+export const groundModule = new ContainerModule(({ bind }) => {
+  bind(LAYOUT).toResolvedValue(({ topology }: Settings) => layoutFor(topology.host.memory), [SETTINGS]).inSingletonScope();
   bind(FRAMES).toResolvedValue(
     (memory: PhysicalMemory, { usable }: MachineLayout, trace: Trace, { defects, watch }: Settings) => {
       const freed = trace.define('mm:free_frames', [['frame', 'page'], ['pages', 'dec']], { hashed: false });
@@ -26,10 +30,10 @@ export const hostModule = new ContainerModule(({ bind }) => {
     [MEMORY, LAYOUT, TRACE, SETTINGS],
   ).inSingletonScope();
   bind(TIMING).toResolvedValue(({ topology }: Settings, random: Random) => new Timing(timingOptions(topology), random.split('timing')), [SETTINGS, RANDOM]).inSingletonScope();
-  bind(LOG).toResolvedValue((clock: VirtualClock) => new KernelLog(clock), [CLOCK]).inSingletonScope();
+  bind(LOG).toResolvedValue((clock: Clock) => new KernelLog(clock), [CLOCK]).inSingletonScope();
   bind(SYSTEM_BUS).toResolvedValue(() => new SystemBus(), []).inSingletonScope();
   bind(INTERRUPTS).toResolvedValue(
-    (clock: VirtualClock, timing: Timing, mailbox: Mailbox) => new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'interrupts')),
+    (clock: Clock, timing: Timing, mailbox: Mailbox) => new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'interrupts')),
     [CLOCK, TIMING, MAILBOX],
   ).inSingletonScope();
 });

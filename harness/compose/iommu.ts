@@ -13,7 +13,7 @@ import { buildCapabilities, decodeCapabilities } from '../../iommu/intel-vtd/spe
 import { encodeDmar } from '../../iommu/intel-vtd/spec/dmar.js';
 import type { IommuOps } from '../../iommu/core/ops.js';
 import type { Mailbox } from '../../sim/channel.js';
-import type { VirtualClock } from '../../sim/clock.js';
+import type { Clock } from '../../sim/clock.js';
 import type { PhysicalMemory } from '../../sim/memory.js';
 import type { Random } from '../../sim/random.js';
 import type { Scheduler, Steps } from '../../sim/task.js';
@@ -32,6 +32,8 @@ export type IommuHardware = VtdUnit;
 export interface IommuDriver extends IommuOps {
   /** Brings the hardware up; DMA is not translated yet. */
   start(): Steps;
+  /** Interrupts of devices are remapped, so that none can forge another's. */
+  readonly interruptRemapping: boolean;
   /** After the devices that are there have been given their domains. */
   enableTranslation(): Steps;
   stop(): Steps;
@@ -40,12 +42,12 @@ export interface IommuDriver extends IommuOps {
 /** The kernel's core, and hardware and driver of the architecture that the topology names. */
 export const iommuModule = new ContainerModule(({ bind }) => {
   bind(IOMMU_CORE).toResolvedValue(
-    (clock: VirtualClock, scheduler: Scheduler, mailbox: Mailbox, trace: Trace, timing: Timing, log: KernelLog, random: Random, frames: FrameAllocator, { topology, defects }: Settings) => {
+    (clock: Clock, scheduler: Scheduler, mailbox: Mailbox, trace: Trace, timing: Timing, log: KernelLog, random: Random, frames: FrameAllocator, { topology, defects, scope }: Settings) => {
       const { kernel } = topology.host;
       return new IommuCore({
         clock, scheduler, mailbox, trace, timing, log, random: random.split('iommu'), frames, defects,
         options: {
-          pasidPolicy: kernel['pasid-policy'], prqTimeoutSeconds: kernel['prq-timeout'], iopfWorkers: kernel['iopf-workers'], strictPrg: kernel['strict-prg'],
+          scope, pasidPolicy: kernel['pasid-policy'], prqTimeoutSeconds: kernel['prq-timeout'], iopfWorkers: kernel['iopf-workers'], strictPrg: kernel['strict-prg'],
           dma: kernel['iommu-mode'] === 'lazy' ? 'lazy' : 'strict', defaultDomain: topology.host.iommu === undefined || kernel['iommu-mode'] === 'passthrough' ? 'identity' : 'dma',
         },
       });
@@ -53,7 +55,7 @@ export const iommuModule = new ContainerModule(({ bind }) => {
     [CLOCK, SCHEDULER, MAILBOX, TRACE, TIMING, LOG, RANDOM, FRAMES, SETTINGS],
   ).inSingletonScope();
   bind(IOMMU_HARDWARE).toResolvedValue(
-    ({ topology, defects, unitRegisters, recorder }: Settings, memory: PhysicalMemory, clock: VirtualClock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
+    ({ topology, defects, unitRegisters, recorder }: Settings, memory: PhysicalMemory, clock: Clock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
       const { iommu } = topology.host;
       if (iommu === undefined) return undefined;
       const capabilities = unitRegisters === undefined
@@ -78,7 +80,7 @@ export const iommuModule = new ContainerModule(({ bind }) => {
     [SETTINGS, MEMORY, CLOCK, TIMING, TRACE, INTERRUPTS, FABRIC, SYSTEM_BUS, LAYOUT],
   ).inSingletonScope();
   bind(IOMMU_DRIVER).toResolvedValue(
-    (hardware: IommuHardware | undefined, core: IommuCore, memory: PhysicalMemory, frames: FrameAllocator, clock: VirtualClock, scheduler: Scheduler, trace: Trace, timing: Timing, log: KernelLog, interrupts: InterruptController, mailbox: Mailbox, bus: SystemBus, layout: MachineLayout, { topology, defects }: Settings): IommuDriver | undefined => {
+    (hardware: IommuHardware | undefined, core: IommuCore, memory: PhysicalMemory, frames: FrameAllocator, clock: Clock, scheduler: Scheduler, trace: Trace, timing: Timing, log: KernelLog, interrupts: InterruptController, mailbox: Mailbox, bus: SystemBus, layout: MachineLayout, { topology, defects }: Settings): IommuDriver | undefined => {
       const { iommu, kernel } = topology.host;
       if (hardware === undefined || iommu === undefined) return undefined;
       return new IntelIommu({

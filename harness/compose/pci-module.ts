@@ -8,7 +8,7 @@ import { PciCore } from '../../host/pci/kernel/pci-core.js';
 import { X86_INTERRUPT_WINDOW, type SystemBus } from '../../host/system-bus.js';
 import type { Timing } from '../../host/timing.js';
 import type { IommuCore } from '../../iommu/core/core.js';
-import type { VirtualClock } from '../../sim/clock.js';
+import type { Clock } from '../../sim/clock.js';
 import type { PhysicalMemory } from '../../sim/memory.js';
 import type { Scheduler } from '../../sim/task.js';
 import type { Trace } from '../../sim/trace.js';
@@ -21,7 +21,7 @@ import { CLOCK, CONFIG_ACCESS, FABRIC, INTERRUPTS, IOMMU_BINDING, IOMMU_CORE, LA
 /** Fabric and root complex on the hardware's side, bus core and driver core on the kernel's. */
 export const pciModule = new ContainerModule(({ bind }) => {
   bind(FABRIC).toResolvedValue(
-    (clock: VirtualClock, timing: Timing, memory: PhysicalMemory, bus: SystemBus, interrupts: InterruptController, trace: Trace, { watch }: Settings) => {
+    (clock: Clock, timing: Timing, memory: PhysicalMemory, bus: SystemBus, interrupts: InterruptController, trace: Trace, { watch }: Settings) => {
       const fabric = new Fabric({ clock, timing, memory, bus, interrupts, interruptWindow: X86_INTERRUPT_WINDOW, trace });
       fabric.watchDma = watch;
       return fabric;
@@ -31,7 +31,7 @@ export const pciModule = new ContainerModule(({ bind }) => {
   bind(PCI_TREE).toResolvedValue((fabric: Fabric, { topology }: Settings) => new PciTree(fabric, topology.host), [FABRIC, SETTINGS]).inSingletonScope();
   bind(CONFIG_ACCESS).toResolvedValue(({ complex }: PciTree): ConfigAccess => new SegmentAccess(new Map([[complex.segment, complex]])), [PCI_TREE]).inSingletonScope();
   bind(PCI).toResolvedValue(
-    (access: ConfigAccess, systemBus: SystemBus, interrupts: InterruptController, clock: VirtualClock, log: KernelLog, tree: PciTree, layout: MachineLayout, { defects, topology }: Settings) => new PciCore({
+    (access: ConfigAccess, systemBus: SystemBus, interrupts: InterruptController, clock: Clock, log: KernelLog, tree: PciTree, layout: MachineLayout, { defects, topology }: Settings) => new PciCore({
       access, systemBus, interrupts, clock, log, rootBuses: tree.rootBuses, memory: layout.pciMemory, prefetchable: layout.pciPrefetchable, requestAcs: topology.host.iommu !== undefined, defects,
     }),
     [CONFIG_ACCESS, SYSTEM_BUS, INTERRUPTS, CLOCK, LOG, PCI_TREE, LAYOUT, SETTINGS],

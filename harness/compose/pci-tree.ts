@@ -37,7 +37,7 @@ export class PciTree {
   }
 
   /** Plugs a device's function into the place its topology names. */
-  insert(device: DeviceTopology, fn: PciNode): void {
+  insert(device: Pick<DeviceTopology, 'bdf'> & { readonly port?: string | undefined }, fn: PciNode): void {
     const devfn = (device.bdf.device << 3) | device.bdf.function;
     if (device.port === undefined) this.complex.insert(this.buses.get(device.bdf.bus)!, devfn, fn);
     else this.complex.insert(this.downstreamPort(device.port, device.bdf).secondary, devfn, fn);

@@ -8,8 +8,10 @@ export interface UnitRegisters {
   readonly version: number;
 }
 
-/** The inputs of a run. */
+/** What a kernel and the machine under it are composed from. A guest's topology is its virtual machine. */
 export interface Settings {
+  /** Empty for the host, a guest's name: tells its devices and PASIDs from another kernel's in the trace. */
+  readonly scope: string;
   readonly topology: Topology;
   readonly seed: number;
   /** Named defects of the product, switched on by tests only. */

@@ -14,6 +14,7 @@ import { hex } from '../../sim/address.js';
 import type { Clock } from '../../sim/clock.js';
 import { Errno } from '../../sim/errno.js';
 import { sleep, WaitQueue, type Scheduler, type Steps } from '../../sim/task.js';
+import type { DescriptorEnd } from './flows.js';
 import { IDLE_NS, type Operation, type OperationResult, type OperationStatus, type Submission, type UserHandle } from './operations.js';
 
 const OPCODES = { copy: OPCODE.MEMMOVE, fill: OPCODE.MEMFILL, compare: OPCODE.COMPARE, crc: OPCODE.CRCGEN, noop: OPCODE.NOOP } as const;
@@ -43,6 +44,8 @@ export interface DsaHandleParts {
 export class DsaHandle implements UserHandle {
   readonly device: string;
   readonly pasid: number;
+  readonly countsItself = false;
+  onEnded: ((end: DescriptorEnd) => void) | undefined;
   activity = 0;
   private readonly watchers: (() => void)[] = [];
   private readonly noticed: WaitQueue;

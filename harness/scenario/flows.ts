@@ -10,6 +10,8 @@ export interface DescriptorEnd {
 }
 
 export class Flow {
+  /** Null for a process of the host. */
+  readonly guest: string | null;
   readonly process: string;
   readonly handle: string;
   readonly device: string;
@@ -23,14 +25,15 @@ export class Flow {
   reason = '';
   private readonly latencies: number[] = [];
 
-  constructor(process: string, handle: string, device: string) {
+  constructor(guest: string | null, process: string, handle: string, device: string) {
+    this.guest = guest;
     this.process = process;
     this.handle = handle;
     this.device = device;
   }
 
   get name(): string {
-    return `${this.process}/${this.handle}`;
+    return this.guest === null ? `${this.process}/${this.handle}` : `${this.guest}/${this.process}/${this.handle}`;
   }
 
   ended(descriptor: DescriptorEnd): void {
@@ -50,7 +53,7 @@ export class Flow {
 
   summary(): FlowSummary {
     return {
-      name: this.name, guest: null, process: this.process, device: this.device,
+      name: this.name, guest: this.guest, process: this.process, device: this.device,
       status: this.reason === '' ? 'ok' : 'failed', reason: this.reason,
       descriptors: this.descriptors, bytes: this.bytes, pageRequests: this.pageRequests,
       responses: { success: this.success, invalid: this.invalid, failure: this.failure },
@@ -63,13 +66,11 @@ export class Flow {
 export class Flows {
   private readonly byName = new Map<string, Flow>();
 
-  open(process: string, handle: string, device: string): Flow {
-    const name = `${process}/${handle}`;
-    let flow = this.byName.get(name);
-    if (flow === undefined) {
-      flow = new Flow(process, handle, device);
-      this.byName.set(name, flow);
-    }
+  open(guest: string | null, process: string, handle: string, device: string): Flow {
+    const flow = new Flow(guest, process, handle, device);
+    const known = this.byName.get(flow.name);
+    if (known !== undefined) return known;
+    this.byName.set(flow.name, flow);
     return flow;
   }
 

@@ -1,12 +1,13 @@
 /** What a program asks of a device, whatever the device: the joint between steps and the devices' user libraries. */
 import type { Steps } from '../../sim/task.js';
+import type { DescriptorEnd } from './flows.js';
 
 /** A program that waits for a device looks at least this often, whatever it is told. */
 export const IDLE_NS = 1_000_000;
 
 export type OperationKind = 'copy' | 'fill' | 'compare' | 'crc' | 'noop';
 
-/** Addresses are user virtual addresses of the process that submits. */
+/** Addresses are user virtual addresses of the process that submits, unless they are raw. */
 export interface Operation {
   readonly kind: OperationKind;
   /** Source; the first buffer of a comparison. */
@@ -18,6 +19,9 @@ export interface Operation {
   readonly pattern: bigint;
   /** Undefined: what the queue allows. */
   readonly blockOnFault: boolean | undefined;
+  /** The address goes to the device as it is: nobody pins or translates it. */
+  readonly rawFrom: boolean;
+  readonly rawTo: boolean;
 }
 
 export type OperationStatus = 'success' | 'page-fault' | 'error' | 'mismatch' | 'aborted';
@@ -46,6 +50,13 @@ export interface UserHandle {
   readonly pasid: number;
   /** The device or its driver is gone; operations end as aborted. */
   readonly gone: boolean;
+  /** True while the device may still write a completion record at that address. */
+  awaits(completion: number): boolean;
+  /** Something may have happened: `activity` grows, and who watches is woken. */
+  notice(): void;
+  /** True: it tells `onEnded` of every operation that ends; false: the device's reports count. */
+  readonly countsItself: boolean;
+  onEnded: ((end: DescriptorEnd) => void) | undefined;
   /** Grows when something may have happened to an operation: a reason to look, never an answer. */
   readonly activity: number;
   /** `wake` is called whenever `activity` grows. */

@@ -6,11 +6,11 @@ import { createHash } from 'node:crypto';
 import type { Malloc } from '../../host/mm/malloc.js';
 import { SegmentationFault } from '../../host/mm/mm.js';
 import type { Process } from '../../host/process.js';
-import { hex } from '../../sim/address.js';
+import { hex, hiOf, loOf, toU64 } from '../../sim/address.js';
 import { Errno, isErrno } from '../../sim/errno.js';
 import { Random } from '../../sim/random.js';
 import { WaitQueue, type Steps, type Task } from '../../sim/task.js';
-import { STEP_VERBS, type BufferRef, type Step, type Submit } from '../topology/schema.js';
+import { STEP_VERBS, type BufferRef, type Operand, type Step, type Submit } from '../topology/schema.js';
 import type { Flow } from './flows.js';
 import { CpuMemory } from './cpu-memory.js';
 import { IDLE_NS, type Operation, type OperationResult, type Submission, type UserHandle } from './operations.js';
@@ -60,7 +60,7 @@ export class Program {
   readonly malloc: Malloc;
   /** Its loads and stores. */
   readonly cpu: CpuMemory;
-  private readonly world: ScenarioWorld;
+  readonly world: ScenarioWorld;
   private readonly buffers = new Map<string, NamedBuffer>();
   private readonly handles = new Map<string, Handle>();
   private readonly signals: WaitQueue;
@@ -103,6 +103,11 @@ export class Program {
   kill(): void {
     this.killed = true;
     this.signals.wakeAll();
+  }
+
+  /** Its kernel is gone from under it: nothing of it runs any more, nothing is closed. */
+  abandon(reason: string): void {
+    for (const handle of this.handles.values()) if (handle.pending.length > 0) handle.flow.fail(reason);
   }
 
   /** A killed program does not wait for what it submitted. */
@@ -149,7 +154,7 @@ export class Program {
   }
 
   private report(where: string, message: string): StepFailure {
-    this.world.failures.push(`${this.name}: ${where}: ${message}`);
+    this.world.failures.push(`${this.world.fullName(this.name)}: ${where}: ${message}`);
     for (const handle of this.handles.values()) handle.flow.fail(`${where}: ${message}`);
     const failure = new StepFailure(message);
     failure.reported = true;
@@ -186,6 +191,8 @@ export class Program {
     if (step.verify !== undefined) return yield* this.verify(step.verify);
     if (step.fork !== undefined) return yield* this.fork(step.fork.name, step.fork.steps);
     if (step.join !== undefined) return yield* this.world.join(step.join.process);
+    if (step.peek !== undefined) return this.peek(step.peek);
+    if (step.poke !== undefined) return this.poke(step.poke);
     if (step.sleep !== undefined) return yield* this.sleep(step.sleep);
     if (step.kill !== undefined) return this.world.kill(step.kill.process);
     if (step.repeat !== undefined) {
@@ -199,7 +206,8 @@ export class Program {
   *open(open: NonNullable<Step['open']>): Steps<Handle> {
     const name = open.as ?? open.device;
     const { fd, user } = yield* this.world.open(this.process, open.device, open.queue, this.malloc);
-    const flow = this.world.flows.open(this.name, name, user.device);
+    const flow = this.world.newFlow(this.name, name, user.device);
+    user.onEnded = (end) => flow.ended(end);
     const handle: Handle = { fd, user, flow, pending: [] };
     this.handles.set(name, handle);
     user.watch(() => this.signals.wakeAll());
@@ -261,12 +269,16 @@ export class Program {
   }
 
   private operations(submit: Submit): Operation[] {
-    const part = (ref: BufferRef | undefined): { address: number; sizeBytes: number } => (ref === undefined ? { address: 0, sizeBytes: Infinity } : this.resolve(ref));
+    const part = (ref: Operand | undefined): { address: number; sizeBytes: number; raw: boolean } => {
+      if (ref === undefined) return { address: 0, sizeBytes: Infinity, raw: false };
+      if (typeof ref !== 'string' && 'address' in ref) return { address: Number(ref.address), sizeBytes: ref.size, raw: true };
+      return { ...this.resolve(ref), raw: false };
+    };
     const kind = submit.copy !== undefined ? 'copy' : submit.fill !== undefined ? 'fill' : submit.compare !== undefined ? 'compare' : submit.crc !== undefined ? 'crc' : 'noop';
     const from = part(submit.copy?.from ?? submit.compare?.a ?? submit.crc?.from);
     const to = part(submit.copy?.to ?? submit.compare?.b ?? submit.fill?.buffer);
     const total = kind === 'noop' ? 0 : Math.min(from.sizeBytes, to.sizeBytes);
-    const base = { kind, pattern: submit.fill?.pattern ?? 0n, blockOnFault: submit['block-on-fault'] } as const;
+    const base = { kind, pattern: submit.fill?.pattern ?? 0n, blockOnFault: submit['block-on-fault'], rawFrom: from.raw, rawTo: to.raw } as const;
     if (kind === 'noop') return [{ ...base, from: 0, to: 0, sizeBytes: 0 }];
     const chunk = submit.chunk ?? total;
     const operations: Operation[] = [];
@@ -330,6 +342,30 @@ export class Program {
     return yield* this.cpu.read(other.address, other.sizeBytes);
   }
 
+  /** Reads a register of a device, as the kernel does. */
+  private peek({ device, space, offset, size, equals, mask }: NonNullable<Step['peek']>): void {
+    const { pci } = this.world.device(device);
+    let value: bigint;
+    if (space === 'config') value = BigInt(pci.config.read(offset, configSize(size)));
+    else {
+      const bar = pci.ioremap(Number(space.slice(3)));
+      const lo = bar.read(offset, size);
+      value = size === 8 ? toU64(lo, bar.high) : BigInt(lo);
+    }
+    const compared = mask ?? ~0n;
+    if ((value & compared) !== (equals & compared)) throw new StepFailure(`${space} ${hex(offset)} of ${device} is 0x${value.toString(16)}, expected 0x${equals.toString(16)}`);
+  }
+
+  private poke({ device, space, offset, size, value = 0n, bytes, enqueue }: NonNullable<Step['poke']>): void {
+    const { pci } = this.world.device(device);
+    if (space === 'config') return pci.config.write(offset, configSize(size), Number(value & 0xffff_ffffn));
+    const bar = pci.ioremap(Number(space.slice(3)));
+    if (bytes === undefined) return bar.write(offset, size, loOf(value), hiOf(value));
+    const data = new Uint8Array(Buffer.from(bytes, 'hex'));
+    if (!enqueue) bar.write64(offset, data);
+    else if (bar.enqueue64(offset, data) === 'retry') throw new Errno('EAGAIN', `${space} ${hex(offset)} of ${device} does not accept what is enqueued`);
+  }
+
   private *fork(name: string, steps: readonly Step[]): Steps {
     this.world.start(yield* this.forkProgram(name), steps);
   }
@@ -341,7 +377,7 @@ export class Program {
     for (const [key, buffer] of this.buffers) child.buffers.set(key, { ...buffer });
     for (const [key, handle] of this.handles) {
       handle.user.watch(() => child.signals.wakeAll());
-      child.handles.set(key, { fd: handle.fd, user: handle.user, flow: this.world.flows.open(name, key, handle.user.device), pending: [] });
+      child.handles.set(key, { fd: handle.fd, user: handle.user, flow: this.world.newFlow(name, key, handle.user.device), pending: [] });
     }
     return child;
   }
@@ -369,6 +405,11 @@ export class Program {
     const size = typeof ref === 'string' ? undefined : ref.size;
     return { name, address: buffer.address + offset, sizeBytes: size ?? buffer.sizeBytes - offset, buffer };
   }
+}
+
+function configSize(size: 1 | 2 | 4 | 8): 1 | 2 | 4 {
+  if (size === 8) throw new Errno('EINVAL', 'config space is accessed by 1, 2 or 4 bytes');
+  return size;
 }
 
 function describeDifference(bytes: Uint8Array, expected: Uint8Array): string | undefined {

@@ -120,7 +120,7 @@ export class DeviceHandle implements AsyncDisposable, Disposable {
 }
 
 function operationOf(operation: BatchOperation, { blockOnFault }: OperationOptions): Operation {
-  const base = { pattern: 0n, blockOnFault } as const;
+  const base = { pattern: 0n, blockOnFault, rawFrom: false, rawTo: false } as const;
   if ('copy' in operation) return { ...base, kind: 'copy', from: at(operation.copy.from), to: at(operation.copy.to), sizeBytes: operation.copy.size };
   if ('fill' in operation) return { ...base, kind: 'fill', from: 0, to: at(operation.fill.to), sizeBytes: operation.fill.size, pattern: operation.fill.pattern };
   if ('compare' in operation) return { ...base, kind: 'compare', from: at(operation.compare.a), to: at(operation.compare.b), sizeBytes: operation.compare.size };

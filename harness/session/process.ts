@@ -126,7 +126,7 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
   async fork(name: string): Promise<SimulatedProcess> {
     this.session.refuseTakenName(name);
     const child = await this.perform(`fork ${name}`, this.program.forkProgram(name));
-    this.session.model.scenario.programs.set(name, child);
+    this.session.model.scenario.world.admit(child);
     return new SimulatedProcess(this.session, child);
   }
 

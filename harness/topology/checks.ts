@@ -1,12 +1,12 @@
 /** What a schema cannot say: names that must exist or be unique, numbers that must fit each other, files that must be there. */
-import { statSync } from 'node:fs';
-import { resolve } from 'node:path';
 import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { layoutFor } from '../compose/layout.js';
 import { capabilityOptions } from './capability-options.js';
-import { unknownName } from './problems.js';
+import { checkGuests, checkMdevs } from './check-guests.js';
+import { checkAllSteps, processNames } from './check-steps.js';
+import { unique, unknownName, type Report } from './problems.js';
 import { formatBdf } from './units.js';
-import type { DeviceTopology, Step, Topology } from './schema.js';
+import type { DeviceTopology, Topology } from './schema.js';
 
 /** Buses from a switch's root bus to the bus of the first device behind it: root port, upstream port, downstream ports. */
 export const SWITCH_DEPTH = 3;
@@ -23,12 +23,14 @@ export function semanticProblems(topology: Topology, directory: string): PathPro
   const report = (path: readonly PropertyKey[], message: string): void => void problems.push({ path, message });
   checkHost(topology, report);
   checkDevices(topology, report);
-  checkProcesses(topology, directory, report);
+  checkMdevs(topology, report);
+  checkGuests(topology, report);
+  checkAllSteps(topology, directory, report);
   checkInjections(topology, report);
   return problems;
 }
 
-type Report = (path: readonly PropertyKey[], message: string) => void;
+
 
 function checkHost({ host }: Topology, report: Report): void {
   if (host.memory < 16 * 2 ** 20) report(['host', 'memory'], `${host.memory} bytes are too small; allowed: at least 16MiB`);
@@ -90,151 +92,19 @@ function checkDsa(device: Extract<DeviceTopology, { model: 'dsa' }>, host: Topol
   if (device.engines < device.groups) report(at('engines'), `${device.engines} engines for ${device.groups} groups; every group needs one`);
 }
 
-function unique<T>(items: readonly T[], key: (item: T) => string, report: (index: number, first: number) => void): void {
-  const seen = new Map<string, number>();
-  items.forEach((item, i) => {
-    const first = seen.get(key(item));
-    if (first === undefined) seen.set(key(item), i);
-    else report(i, first);
-  });
-}
-
-/** Names a process may use: declared by its own steps so far, or inherited by fork. */
-interface Scope {
-  readonly buffers: Map<string, number>;
-  readonly handles: Set<string>;
-}
-
-function checkProcesses(topology: Topology, directory: string, report: Report): void {
-  const processes = processNames(topology);
-  unique(topology.processes, (process) => process.name, (i, first) => report(['processes', i, 'name'], `is taken by processes[${first}]`));
-  topology.processes.forEach((process, i) => {
-    checkSteps(process.steps, ['processes', i, 'steps'], { buffers: new Map(), handles: new Set() }, { topology, directory, processes, report });
-  });
-}
-
-/** Names of all processes, forked ones included. */
-export function processNames(topology: Topology): string[] {
-  const names: string[] = [];
-  const walk = (steps: readonly Step[]): void => {
-    for (const step of steps) {
-      if (step.fork !== undefined) {
-        names.push(step.fork.name);
-        walk(step.fork.steps);
-      }
-      if (step.repeat !== undefined) walk(step.repeat.steps);
-    }
-  };
-  for (const process of topology.processes) {
-    names.push(process.name);
-    if (process.count > 1) for (let i = 0; i < process.count; i++) names.push(`${process.name}-${i}`);
-    walk(process.steps);
-  }
-  return names;
-}
-
-interface Context {
-  readonly topology: Topology;
-  readonly directory: string;
-  readonly processes: readonly string[];
-  readonly report: Report;
-}
-
-function checkSteps(steps: readonly Step[], path: readonly PropertyKey[], scope: Scope, context: Context): void {
-  const { topology, report } = context;
-  const devices = topology.host.devices.map((device) => device.name);
-  steps.forEach((step, i) => {
-    const at = (...keys: PropertyKey[]): PropertyKey[] => [...path, i, ...keys];
-    const device = step.open?.device ?? step.bind?.device ?? step.unbind?.device;
-    if (device !== undefined && !devices.includes(device)) {
-      report(at(step.open !== undefined ? 'open' : step.bind !== undefined ? 'bind' : 'unbind', 'device'), unknownName('device', device, devices));
-    }
-    checkBufferUse(step, at, scope, report);
-    if (step.open !== undefined) {
-      checkQueue(step.open, topology, at, report);
-      scope.handles.add(step.open.as ?? step.open.device);
-    }
-    for (const [verb, key, handle] of [['close', 'handle', step.close?.handle], ['submit', 'to', step.submit?.to], ['wait', 'for', step.wait?.for]] as const) {
-      if (handle !== undefined && !scope.handles.has(handle)) report(at(verb, key), unknownName('handle', handle, [...scope.handles]));
-    }
-    if (step.submit !== undefined) checkSubmit(step.submit, at, scope, report);
-    for (const [verb, file] of [['mmap', step.mmap?.file], ['verify', step.verify?.file]] as const) if (file !== undefined) checkFile(file, context, at(verb, 'file'));
-    if (step.mmap !== undefined && step.mmap.file === undefined && step.mmap.size === undefined) report(at('mmap'), 'needs size, or file');
-    for (const [verb, name] of [['kill', step.kill?.process], ['join', step.join?.process]] as const) {
-      if (name !== undefined && !context.processes.includes(name)) report(at(verb, 'process'), unknownName('process', name, context.processes));
-    }
-    if (step.fork !== undefined) {
-      checkSteps(step.fork.steps, at('fork', 'steps'), { buffers: new Map(scope.buffers), handles: new Set(scope.handles) }, context);
-    }
-    if (step.repeat !== undefined) checkSteps(step.repeat.steps, at('repeat', 'steps'), scope, context);
-  });
-}
-
-function checkQueue(open: NonNullable<Step['open']>, topology: Topology, at: (...keys: PropertyKey[]) => PropertyKey[], report: Report): void {
-  const device = topology.host.devices.find((candidate) => candidate.name === open.device);
-  if (device === undefined || open.queue === undefined) return;
-  const queues = device.model === 'dsa' ? queueNames(device) : [];
-  if (!queues.includes(open.queue)) report(at('open', 'queue'), queues.length === 0 ? `device "${device.name}" has no queues` : unknownName('queue', open.queue, queues));
-}
-
-/** Names of a DSA's work queues, as in /dev/dsa. */
-export function queueNames(device: Extract<DeviceTopology, { model: 'dsa' }>): string[] {
-  return device['work-queues'].length === 0 ? ['wq0.0'] : device['work-queues'].map((queue, i) => queue.name ?? `wq0.${i}`);
-}
-
-function checkBufferUse(step: Step, at: (...keys: PropertyKey[]) => PropertyKey[], scope: Scope, report: Report): void {
-  const use = (ref: string | { buffer: string; offset: number; size?: number | undefined } | undefined, ...keys: PropertyKey[]): void => {
-    if (ref === undefined) return;
-    const name = typeof ref === 'string' ? ref : ref.buffer;
-    const whole = typeof ref !== 'string';
-    const sizeBytes = scope.buffers.get(name);
-    if (sizeBytes === undefined) report(at(...keys, ...(whole ? ['buffer'] : [])), unknownName('buffer', name, [...scope.buffers.keys()]));
-    else if (whole && ref.offset + (ref.size ?? 0) > sizeBytes) report(at(...keys), `bytes ${ref.offset} to ${ref.offset + (ref.size ?? 0)} lie outside "${name}", which has ${sizeBytes}`);
-  };
-  use(step.munmap, 'munmap');
-  use(step.mremap?.buffer, 'mremap', 'buffer');
-  if (step.mprotect !== undefined) use({ buffer: step.mprotect.buffer, offset: step.mprotect.offset, size: step.mprotect.size }, 'mprotect');
-  use(step.touch?.buffer, 'touch', 'buffer');
-  use(step.fill?.buffer, 'fill', 'buffer');
-  use(step.verify?.buffer, 'verify', 'buffer');
-  use(step.verify?.equals, 'verify', 'equals');
-  const submit = step.submit;
-  use(submit?.copy?.from, 'submit', 'copy', 'from');
-  use(submit?.copy?.to, 'submit', 'copy', 'to');
-  use(submit?.fill?.buffer, 'submit', 'fill', 'buffer');
-  use(submit?.compare?.a, 'submit', 'compare', 'a');
-  use(submit?.compare?.b, 'submit', 'compare', 'b');
-  use(submit?.crc?.from, 'submit', 'crc', 'from');
-  const made = step.malloc ?? step.mmap;
-  if (made !== undefined) scope.buffers.set(made.name, made.size ?? Infinity);
-  if (step.mremap !== undefined) scope.buffers.set(step.mremap.buffer, step.mremap.size);
-}
-
-const OPERATIONS = ['copy', 'fill', 'compare', 'crc', 'noop'] as const;
-
-function checkSubmit(submit: NonNullable<Step['submit']>, at: (...keys: PropertyKey[]) => PropertyKey[], scope: Scope, report: Report): void {
-  const operations = OPERATIONS.filter((operation) => submit[operation] !== undefined);
-  if (operations.length !== 1) report(at('submit'), `needs exactly one of ${OPERATIONS.join(', ')}`);
-  if (submit.to === undefined && scope.handles.size > 1) report(at('submit'), `needs \`to\`: ${[...scope.handles].join(', ')} are open`);
-  if (submit.chunk === 0) report(at('submit', 'chunk'), '0 is too small; allowed: at least 1');
-}
-
-function checkFile(file: string, { directory, report }: Context, path: readonly PropertyKey[]): void {
-  try {
-    if (!statSync(resolve(directory, file)).isFile()) report(path, `"${file}" is no regular file`);
-  } catch {
-    report(path, `no such file: "${file}"`);
-  }
-}
-
 function checkInjections(topology: Topology, report: Report): void {
   const devices = topology.host.devices.map((device) => device.name);
-  const processes = processNames(topology);
+  const guests = topology.guests.map((guest) => guest.name);
+  const mdevs = topology.mdevs.flatMap(({ uuid, name }) => (name === undefined ? [uuid] : [name, uuid]));
+  const killable = [...processNames(topology.processes), ...guests, ...topology.guests.flatMap((guest) => processNames(guest.processes).map((name) => `${guest.name}/${name}`))];
   topology.inject.forEach((inject, i) => {
-    for (const verb of ['unplug', 'remove', 'reset'] as const) {
-      const device = inject[verb];
-      if (device !== undefined && !devices.includes(device)) report(['inject', i, verb], unknownName('device', device, devices));
-    }
-    if (inject.kill !== undefined && !processes.includes(inject.kill)) report(['inject', i, 'kill'], unknownName('process', inject.kill, processes));
+    const check = (verb: string, what: string, name: string | undefined, known: readonly string[]): void => {
+      if (name !== undefined && !known.includes(name)) report(['inject', i, ...verb.split('.')], unknownName(what, name, known));
+    };
+    for (const verb of ['unplug', 'remove', 'reset'] as const) check(verb, 'device', inject[verb], devices);
+    for (const verb of ['pause', 'resume', 'reboot', 'shutdown'] as const) check(verb, 'guest', inject[verb], guests);
+    for (const verb of ['balloon', 'add-memory'] as const) check(`${verb}.guest`, 'guest', inject[verb]?.guest, guests);
+    for (const verb of ['start-mdev', 'stop-mdev'] as const) check(verb, 'mediated device', inject[verb]?.toLowerCase(), mdevs);
+    check('kill', 'process', inject.kill, killable);
   });
 }

@@ -74,3 +74,16 @@ function editDistance(a: string, b: string): number {
   }
   return row[b.length]!;
 }
+
+/** Takes note of one problem: where in the topology, and what is wrong. */
+export type Report = (path: readonly PropertyKey[], message: string) => void;
+
+/** Reports every item whose key an earlier one has. */
+export function unique<T>(items: readonly T[], key: (item: T) => string, report: (index: number, first: number) => void): void {
+  const seen = new Map<string, number>();
+  items.forEach((item, i) => {
+    const first = seen.get(key(item));
+    if (first === undefined) seen.set(key(item), i);
+    else report(i, first);
+  });
+}

@@ -33,6 +33,12 @@ function refuse(context: z.RefinementCtx, value: unknown, allowed: string): neve
   return z.NEVER;
 }
 
+const uuid = z
+  .string()
+  .regex(/^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$/, 'expects a UUID such as "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"')
+  .transform((value) => value.toLowerCase())
+  .meta({ id: 'uuid' });
+
 const powerOfTwo = (first: number, last: number, what: string) =>
   z.int().refine((value) => value >= first && value <= last && Number.isInteger(Math.log2(value)), `${what} must be a power of two from ${first} to ${last}`);
 
@@ -79,6 +85,7 @@ const kernelOptions = z.strictObject({
   'iopf-workers': z.int().min(1).max(64).default(4).describe('Page-fault groups handled at the same time'),
   'strict-prg': z.boolean().default(false).describe('Reports the reuse of a page request group index that is still in use as a violation'),
   'memlock-limit': size.optional().describe('RLIMIT_MEMLOCK of processes'),
+  'allow-unsafe-interrupts': z.boolean().default(false).describe('vfio_iommu_type1.allow_unsafe_interrupts: assign devices without interrupt remapping'),
 });
 
 const pri = z.union([
@@ -98,7 +105,7 @@ const functionCommon = {
 const workQueue = z.strictObject({
   name: name.optional().describe('Default: wq0.0, wq0.1, …'),
   mode: z.enum(['dedicated', 'shared']).default('dedicated'),
-  type: z.enum(['user', 'kernel']).default('user'),
+  type: z.enum(['user', 'kernel', 'mdev']).default('user').describe('user: opened by processes, with SVA; kernel: through the DMA API; mdev: given to mediated devices'),
   size: z.int().min(1).max(1024).default(32).describe('Entries'),
   threshold: z.int().min(1).max(1024).optional().describe('Occupancy up to which a limited portal of a shared queue accepts'),
   priority: z.int().min(1).max(15).default(10),
@@ -119,6 +126,7 @@ const dsa = z.strictObject({
   'work-queues': z.array(workQueue).min(1).max(32).default([]).describe('Default: one dedicated user queue'),
   'mm-exit': z.boolean().default(false).describe('The driver gives mm_exit at bind and stops the queue in it'),
   'prefetch-pages': z.int().min(1).max(512).default(1).describe('Pages asked for in one page request group'),
+  'mdev-slots': z.int().min(0).max(1024).default(64).describe('Mediated devices that shared queues of type mdev may serve together'),
 });
 
 const edu = z.strictObject({
@@ -136,24 +144,44 @@ const port = z.strictObject({
   'tlp-prefix': z.boolean().default(true).describe('End-to-end TLP prefixes pass (PASID needs them)'),
 });
 
+const mttyParent = z.strictObject({
+  model: z.literal('mtty'),
+  name,
+  'hot-unplug': z.boolean().default(false).describe('A device in use can be removed: its user is asked for it'),
+  'late-unpin': z.int().min(0).max(1000).default(0).describe('Notifications of an unmap that the driver lets pass before it unpins'),
+});
+
 const host = z.strictObject({
   memory: size.default(4 * 2 ** 30),
   iommu: iommu.optional().describe('Without it DMA is untranslated'),
   kernel: kernelOptions.prefault({}),
   ports: z.array(port).max(64).default([]).describe('Switches'),
   devices: z.array(device).max(256).default([]),
+  'mdev-parents': z.array(mttyParent).max(16).default([]).describe('Parents of mediated devices without hardware'),
+});
+
+/** A mediated device, in the words of mdevctl. */
+const mdev = z.strictObject({
+  uuid,
+  name: name.optional().describe('How guests and reports call it; default: the UUID'),
+  parent: name.describe('Device of the host, by name'),
+  mdev_type: z.string().min(1).describe('Type id, such as idxd-1dwq-v1 or mtty-1'),
+  start: z.enum(['auto', 'manual']).default('auto').describe('auto: there after boot; manual: when something starts it'),
+  attrs: z.array(z.record(z.string(), z.string())).max(64).default([]).describe('Attributes written in order after creation'),
 });
 
 const prot = z.enum(['none', 'r', 'rw', 'rx', 'rwx']);
 const buffer = z.strictObject({ buffer: name, offset: size.default(0), size: size.optional() });
 const bufferRef = z.union([name, buffer]).meta({ id: 'bufferRef', description: 'A buffer by name, or a part of it' });
+const rawAddress = z.strictObject({ address: address.describe('As the device gets it, right or wrong'), size });
+const operand = z.union([name, buffer, rawAddress]).meta({ id: 'operand', description: 'A buffer by name, a part of it, or an address that is handed to the device unchecked' });
 
 const submit = z.strictObject({
   to: name.optional().describe('Handle to submit to; default: the only open one'),
-  copy: z.strictObject({ from: bufferRef, to: bufferRef }).optional(),
-  fill: z.strictObject({ buffer: bufferRef, pattern: address.default(0n) }).optional(),
-  compare: z.strictObject({ a: bufferRef, b: bufferRef }).optional(),
-  crc: z.strictObject({ from: bufferRef }).optional(),
+  copy: z.strictObject({ from: operand, to: operand }).optional(),
+  fill: z.strictObject({ buffer: operand, pattern: address.default(0n) }).optional(),
+  compare: z.strictObject({ a: operand, b: operand }).optional(),
+  crc: z.strictObject({ from: operand }).optional(),
   noop: z.strictObject({}).optional(),
   chunk: size.optional().describe('Split into descriptors of this size'),
   times: z.int().min(1).max(1_000_000).default(1),
@@ -162,6 +190,8 @@ const submit = z.strictObject({
   'no-wait': z.boolean().default(false).describe('A full queue is an error instead of a retry'),
 });
 
+const deviceSpace = z.string().regex(/^(config|bar[0-5])$/, 'expects config or bar0 to bar5');
+const accessSize = z.union([z.literal(1), z.literal(2), z.literal(4), z.literal(8)]);
 const errorName = z.string().regex(/^(E[A-Z0-9]+|SIGSEGV)$/, 'expects an errno name such as EBUSY, or SIGSEGV');
 const completionStatus = z.enum(['success', 'page-fault', 'error', 'mismatch', 'aborted', 'any']);
 
@@ -198,6 +228,14 @@ const stepBase = z.strictObject({
   }).optional(),
   fork: z.strictObject({ name, get steps() { return z.array(step).max(10_000); } }).optional(),
   join: z.strictObject({ process: name }).optional().describe('Waits for the end of another process'),
+  peek: z.strictObject({
+    device: name, space: deviceSpace, offset: size, size: accessSize.default(4), equals: address, mask: address.optional().describe('Bits that are compared; default all'),
+  }).optional().describe("Reads config space or a BAR with the kernel's rights"),
+  poke: z.strictObject({
+    device: name, space: deviceSpace, offset: size, size: accessSize.default(4), value: address.optional(),
+    bytes: z.string().regex(/^([0-9a-fA-F]{2}){64}$/, 'expects 64 bytes as 128 hexadecimal digits').optional().describe('64 bytes written at once (MOVDIR64B)'),
+    enqueue: z.boolean().default(false).describe('`bytes` are enqueued (ENQCMD) instead'),
+  }).optional().describe("Writes config space or a BAR with the kernel's rights"),
   sleep: time.optional(),
   repeat: z.strictObject({ times: z.int().min(1).max(1_000_000), get steps() { return z.array(step).max(10_000); } }).optional(),
   kill: z.strictObject({ process: name }).optional(),
@@ -223,26 +261,65 @@ const processSchema = z.strictObject({
   steps: z.array(step).max(10_000),
 });
 
+/** A guest, or a process: `app`, or `vm0/app` of a guest. */
+const subject = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(\/[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$/, 'expects a name, or guest/name');
+
 const inject = z.strictObject({
   at: time.optional().describe('Simulated time'),
   when: z.strictObject({ event: z.string(), count: z.int().min(1).default(1) }).optional().describe('After the Nth record of a trace kind, e.g. pci:page_request'),
-  kill: name.optional().describe('Process to kill'),
+  kill: subject.optional().describe("Process to kill; a guest's name kills its VMM"),
   unplug: name.optional().describe('Device that disappears at once'),
   remove: name.optional().describe('Device that the kernel removes in order'),
   reset: name.optional().describe('Function-level reset'),
+  pause: name.optional().describe('Guest whose virtual CPUs stop'),
+  resume: name.optional().describe('Guest whose virtual CPUs go on'),
+  reboot: name.optional().describe('Guest that is reset and boots again'),
+  shutdown: name.optional().describe('Guest that shuts down in order'),
+  balloon: z.strictObject({ guest: name, size }).optional().describe('Memory that a guest keeps'),
+  'add-memory': z.strictObject({ guest: name, size }).optional().describe('Memory plugged into a running guest'),
+  'start-mdev': z.string().optional().describe('Mediated device, by name or UUID, to create'),
+  'stop-mdev': z.string().optional().describe('Mediated device, by name or UUID, to remove'),
+  expect: errorName.optional().describe('It must be refused with this error'),
 }).check((context) => {
-  const { at, when, ...rest } = context.value;
+  const { at, when } = context.value;
   if ((at === undefined) === (when === undefined)) context.issues.push({ code: 'custom', input: context.value, message: 'needs exactly one of at, when' });
-  if (Object.values(rest).filter((value) => value !== undefined).length !== 1) {
-    context.issues.push({ code: 'custom', input: context.value, message: 'needs exactly one of kill, unplug, remove, reset' });
+  if (INJECTIONS.filter((verb) => context.value[verb] !== undefined).length !== 1) {
+    context.issues.push({ code: 'custom', input: context.value, message: `needs exactly one of ${INJECTIONS.join(', ')}` });
   }
 });
+
+/** What an injection may do, one each. */
+export const INJECTIONS = ['kill', 'unplug', 'remove', 'reset', 'pause', 'resume', 'reboot', 'shutdown', 'balloon', 'add-memory', 'start-mdev', 'stop-mdev'] as const;
 
 const bound = z.union([
   z.int(), z.strictObject({ min: z.int().optional(), max: z.int().optional() }),
 ]).meta({ id: 'bound', description: 'A number, or a range {min, max}' });
 
+const guestDevice = z.strictObject({
+  mdev: z.string().optional().describe('Mediated device, by name or UUID (-device vfio-pci,sysfsdev=…)'),
+  host: name.optional().describe('Device of the host, which the guest gets as a whole (-device vfio-pci,host=…)'),
+  name: name.optional().describe("How the guest's processes call it; default: its name on the host"),
+  bdf: bdf.optional().describe('Place on the guest\'s bus; default: the next free slot from "0000:00:04.0" on'),
+  'work-queues': z.array(workQueue).min(1).max(32).optional().describe("How the guest's administrator sets up a whole accelerator; default: one dedicated kernel queue"),
+  'on-request': z.enum(['eject', 'ignore']).default('eject').describe('What the VMM does when the host wants the device back'),
+}).check((context) => {
+  if ((context.value.mdev === undefined) === (context.value.host === undefined)) context.issues.push({ code: 'custom', input: context.value, message: 'needs exactly one of mdev, host' });
+});
+
+const guest = z.strictObject({
+  name,
+  memory: size.default(64 * 2 ** 20),
+  vcpus: z.int().min(1).max(255).default(1),
+  start: time.default(0),
+  'huge-pages': z.enum(['2MiB', '1GiB']).optional().describe("Backing of the guest's memory on the host"),
+  'memlock-limit': size.optional().describe('RLIMIT_MEMLOCK of the VMM; default: unlimited'),
+  container: z.enum(['type1', 'type1v2', 'nesting']).default('type1v2').describe('IOMMU type of its VFIO container'),
+  devices: z.array(guestDevice).max(24).default([]),
+  processes: z.array(processSchema).max(10_000).default([]),
+});
+
 const expectation = z.strictObject({
+  guests: z.record(z.string(), z.enum(['running', 'paused', 'off', 'killed', 'refused'])).optional().describe('How guests end'),
   flows: z.record(z.string(), z.strictObject({
     status: z.enum(['ok', 'failed']).optional(), bytes: bound.optional(), pageRequests: bound.optional(), success: bound.optional(), invalid: bound.optional(), failure: bound.optional(),
     unrecoverable: bound.optional(),
@@ -268,6 +345,8 @@ export const topologySchema = z.strictObject({
   description: z.string().optional(),
   seed: z.int().min(0).max(0xffff_ffff).default(1),
   host: host.prefault({}),
+  mdevs: z.array(mdev).max(100_000).default([]).describe('Mediated devices'),
+  guests: z.array(guest).max(10_000).default([]),
   processes: z.array(processSchema).max(10_000).default([]),
   inject: z.array(inject).max(10_000).default([]),
   expect: expectation.prefault({}),
@@ -285,7 +364,14 @@ export type TopologyInput = z.input<typeof topologySchema>;
 export type DeviceTopology = Topology['host']['devices'][number];
 export type IommuTopology = NonNullable<Topology['host']['iommu']>;
 export type Submit = NonNullable<Step['submit']>;
+export type ProcessTopology = Topology['processes'][number];
 export type BufferRef = z.output<typeof bufferRef>;
+export type Operand = z.output<typeof operand>;
+export type MdevTopology = Topology['mdevs'][number];
+export type GuestTopology = Topology['guests'][number];
+export type GuestDeviceTopology = GuestTopology['devices'][number];
+export type MdevParentTopology = Topology['host']['mdev-parents'][number];
+export type Injection = Topology['inject'][number];
 
 /** JSON Schema of the topology language for editors. */
 export function topologyJsonSchema(): object {

@@ -48,6 +48,12 @@ export function formatBdf(bdf: Bdf): string {
   return `${part(bdf.segment, 4)}:${part(bdf.bus, 2)}:${part(bdf.device, 2)}.${bdf.function}`;
 }
 
+/** Requester id of a function: bus << 8 | device << 3 | function. */
+export function sourceIdOf(text: string): number {
+  const { bus, device, function: fn } = parseBdf(text)!;
+  return (bus << 8) | (device << 3) | fn;
+}
+
 export function formatSize(bytes: number): string {
   for (const unit of ['TiB', 'GiB', 'MiB', 'KiB']) {
     const scale = SIZE_UNITS[unit]!;

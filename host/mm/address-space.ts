@@ -11,6 +11,8 @@ export type FaultOutcome = 'handled' | 'no-vma' | 'permission' | 'out-of-memory'
 
 /** Called by the address space; both may sleep and must not fault the same address space. */
 export interface MmNotifier {
+  /** `invalidateRange` never sleeps (MMU_INVALIDATE_DOES_NOT_BLOCK of Linux 4.16 to 4.19). Such notifiers are told before those that may. */
+  readonly neverSleeps?: true;
   /** Page-table entries of [start, end) were removed or restricted; frames are freed after this returns. */
   invalidateRange(mm: AddressSpace, start: number, end: number): Steps;
   /** The last user is gone; the address space is about to be torn down (exit_mmap). Called once. */

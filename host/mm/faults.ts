@@ -18,7 +18,7 @@ import { PROT_WRITE, type Vma } from './vma.js';
 
 const RIGHTS = ACCESS_READ | ACCESS_WRITE | ACCESS_EXECUTE;
 
-/** The part of a fault that never sleeps; undefined when a shared page must be copied and somebody has to be told. */
+/** The part of a fault that never sleeps; undefined when a shared page must be copied and somebody who may sleep has to be told. */
 export function tryFault(mm: MmCore, address: number, access: number): FaultOutcome | undefined {
   const page = Math.floor(address / 4096);
   const area = mm.areas.find(page);
@@ -83,10 +83,14 @@ function upgrade(mm: MmCore, area: Vma, page: number, slot: number, lo: number, 
     mm.noteSet(page, frame, pagesOfLevel(area.level), true);
     return 'handled';
   }
-  if (mm.hasNotifiers) return undefined;
+  if (mm.notifiersMaySleep) return undefined;
   const copy = copyFrame(mm, frame, area.level);
   if (copy < 0) return 'out-of-memory';
   mm.noteClear(page, frame, pagesOfLevel(area.level));
+  if (mm.hasNotifiers) {
+    mm.memory.store64(slot, 0, 0);
+    mm.invalidateNow(page, page + pagesOfLevel(area.level));
+  }
   setLeaf(mm, area, page, slot, copy, true);
   mm.frames.put(frame);
   return 'handled';
@@ -111,10 +115,72 @@ export function* breakSharing(mm: MmCore, address: number, dirty: boolean): Step
   if (copy < 0) return 'out-of-memory';
   mm.memory.store64(slot, 0, 0);
   mm.noteClear(page, frame, pages);
-  yield* mm.invalidate(page, page + pages);
-  setLeaf(mm, area, page, slot, copy, dirty);
+  const unsharing = (mm.unsharing = { page, pages, slot, copy, mapped: false, done: [] as (() => void)[] });
+  try {
+    yield* mm.invalidate(page, page + pages);
+  } finally {
+    mm.unsharing = undefined;
+    for (const done of unsharing.done) done();
+  }
+  if (!unsharing.mapped) setLeaf(mm, area, page, slot, copy, dirty);
   mm.frames.put(frame);
   return 'handled';
+}
+
+/**
+ * A fault of a virtual CPU, whose loads and stores cannot wait here: mmap_lock may be held by a task that sleeps. Tasks
+ * sleep with the lock only while notifiers invalidate, and then areas and tables agree, so `tryFault` is right without
+ * the lock, with two exceptions:
+ *
+ * A page that is being copied for another fault has no leaf for the time being. Its copy is complete; it is mapped now
+ * instead of then.
+ *
+ * A store to a shared page, with notifiers that sleep: the copy is mapped at once, the notifiers are told by a task, and
+ * the old frame lives until they are done. Until then a device that shares the address space may still read the page as
+ * it was before the store; a real CPU would wait for that. `stall` is called in both cases: what it holds (the other
+ * events of the guest) goes on when the function that it returns is called.
+ */
+export function faultNow(mm: MmCore, address: number, access: number, stall: () => () => void): FaultOutcome {
+  if (mm.exiting) return 'exiting';
+  const page = Math.floor(address / 4096);
+  const { unsharing } = mm;
+  if (unsharing !== undefined && !unsharing.mapped && page >= unsharing.page && page < unsharing.page + unsharing.pages) {
+    const area = mm.areas.find(page);
+    if (area !== undefined) {
+      unsharing.mapped = true;
+      unsharing.done.push(stall());
+      setLeaf(mm, area, unsharing.page, unsharing.slot, unsharing.copy, (access & ACCESS_WRITE) !== 0);
+    }
+  }
+  return tryFault(mm, address, access) ?? unshareNow(mm, page, stall);
+}
+
+function unshareNow(mm: MmCore, at: number, stall: () => () => void): FaultOutcome {
+  const { tables } = mm;
+  const area = mm.areas.find(at)!;
+  const pages = pagesOfLevel(area.level);
+  const page = at - (at % pages);
+  assert(tables.find(page), 'copy on write without a leaf');
+  const slot = tables.slot, frame = leafPhysical(tables.lo, tables.hi, area.level);
+  const copy = copyFrame(mm, frame, area.level);
+  if (copy < 0) return 'out-of-memory';
+  mm.noteClear(page, frame, pages);
+  setLeaf(mm, area, page, slot, copy, true);
+  mm.grab();
+  mm.options.scheduler.spawn(`unshare of ${mm.name}`, tellLater(mm, page, pages, frame, stall()));
+  return 'handled';
+}
+
+function* tellLater(mm: MmCore, page: number, pages: number, frame: number, goOn: () => void): Steps {
+  yield* mm.enter();
+  try {
+    yield* mm.invalidate(page, page + pages);
+  } finally {
+    mm.leave();
+    mm.frames.put(frame);
+    mm.drop();
+    goOn();
+  }
 }
 
 /** Nobody else maps the frame: pins are references too, but they follow the page they pinned. */

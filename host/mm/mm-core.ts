@@ -50,6 +50,18 @@ export interface MmTraceKinds {
   readonly freed: TraceKind;
 }
 
+/** A page, of one leaf, on its way from a shared frame to a copy. */
+export interface Unsharing {
+  readonly page: number;
+  readonly pages: number;
+  /** The entry, and physical address of the copy. */
+  readonly slot: number;
+  readonly copy: number;
+  /** Somebody who could not wait has mapped the copy; told when the notifiers are done. */
+  mapped: boolean;
+  done: (() => void)[];
+}
+
 const NO_NOTIFIERS: readonly MmNotifier[] = [];
 const NO_DEFECTS: ReadonlySet<string> = new Set();
 /** Owner of user frames in the frame allocator's accounts. */
@@ -84,6 +96,8 @@ export abstract class MmCore implements AddressSpace {
   readonly forkStaysWritable: boolean;
   readonly freeBeforeNotify: boolean;
   private readonly skipNotify: boolean;
+  /** Copy on write that waits for the notifiers: the page's leaf is gone, its copy is not mapped yet. */
+  unsharing: Unsharing | undefined;
   private references = 1;
   private notifiers: readonly MmNotifier[] = NO_NOTIFIERS;
   private freedCallbacks: (() => void)[] | undefined;
@@ -159,7 +173,9 @@ export abstract class MmCore implements AddressSpace {
   /** The caller holds a user (mmu_notifier_register demands mm_users above zero). */
   registerNotifier(notifier: MmNotifier): void {
     assert(this.users > 0, `notifier registered on mm ${this.id}, which has no users`);
-    this.notifiers = [...this.notifiers, notifier];
+    // whoever can forget at once does so before anybody sleeps: nobody runs on an old entry while another waits
+    const [swift, others] = [true, false].map((never) => this.notifiers.filter((other) => (other.neverSleeps ?? false) === never)) as [MmNotifier[], MmNotifier[]];
+    this.notifiers = notifier.neverSleeps === true ? [...swift, notifier, ...others] : [...swift, ...others, notifier];
   }
 
   /** Nothing happens when `release` has run already: that ends every registration. */
@@ -169,6 +185,16 @@ export abstract class MmCore implements AddressSpace {
 
   get hasNotifiers(): boolean {
     return this.notifiers.length > 0;
+  }
+
+  /** Telling the notifiers of a change may take time. */
+  get notifiersMaySleep(): boolean {
+    return this.notifiers.some((notifier) => notifier.neverSleeps !== true);
+  }
+
+  /** `invalidate` where no notifier sleeps. */
+  invalidateNow(start: number, end: number): void {
+    this.options.scheduler.runNow(`invalidation of ${this.name}`, this.invalidate(start, end));
   }
 
   /** Tells the notifiers that entries of pages [start, end) were removed or restricted; returns when all have invalidated. */
@@ -191,10 +217,15 @@ export abstract class MmCore implements AddressSpace {
     if (this.lock.owner !== undefined) this.lock.unlock();
   }
 
-  /** Charges pages against RLIMIT_MEMLOCK. ENOMEM beyond the limit. */
-  accountLocked(pages: number): void {
+  /** Pages that may still be charged; Infinity without a limit. */
+  get lockablePages(): number {
+    return Math.max(0, (this.options.memlockLimitPages ?? Infinity) - this.lockedPages);
+  }
+
+  /** Charges pages against RLIMIT_MEMLOCK. ENOMEM beyond the limit, unless the process may pass it (CAP_IPC_LOCK). */
+  accountLocked(pages: number, mayPass = false): void {
     const limit = this.options.memlockLimitPages ?? Infinity;
-    if (this.lockedPages + pages > limit) {
+    if (this.lockedPages + pages > limit && !mayPass) {
       throw new Errno('ENOMEM', `${this.name} locks ${this.lockedPages} pages, ${pages} more exceed RLIMIT_MEMLOCK of ${limit} pages`);
     }
     this.lockedPages += pages;

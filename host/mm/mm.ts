@@ -10,14 +10,15 @@ import { assert } from '../../sim/assert.js';
 import { Errno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
 import { CpuPageWalk } from '../cpu/page-walk.js';
+import type { FrameRuns } from '../frame-runs.js';
 import { pagesOfLevel } from '../page-table/format.js';
-import { X86_P, X86_RW } from '../page-table/x86-64.js';
 import { ACCESS_READ, ACCESS_WRITE } from '../pci/dma-port.js';
 import type { AddressSpace, FaultAccess, FaultOutcome } from './address-space.js';
-import { breakSharing, isExclusive, tryFault } from './faults.js';
+import { breakSharing, tryFault } from './faults.js';
 import { copyMappings } from './fork.js';
-import { leafPhysical, MmCore, type MmOptions } from './mm-core.js';
+import { MmCore, type MmOptions } from './mm-core.js';
 import { moveRegion } from './move.js';
+import { faultInForPin, pinRuns } from './pin.js';
 import { changeProtection } from './protect.js';
 import { SharedPages } from './shared-pages.js';
 import { unmapRegion, zap } from './unmap.js';
@@ -258,14 +259,13 @@ export class Mm extends MmCore implements AddressSpace {
     yield* this.enter();
     try {
       for (let i = 0; i < pages; i++) {
-        const physical = yield* this.faultInForPin(address + i * 4096, write);
+        const physical = yield* faultInForPin(this, address + i * 4096, write);
         this.frames.pin(physical);
         pinned.push(physical);
       }
-    } catch (error) {
-      this.unpinPages(pinned);
-      throw error;
     } finally {
+      // also when the task is killed while it waits for a page
+      if (pinned.length < pages) this.unpinPages(pinned);
       this.leave();
     }
     return pinned;
@@ -273,6 +273,30 @@ export class Mm extends MmCore implements AddressSpace {
 
   unpinPages(physical: readonly number[]): void {
     for (const address of physical) this.frames.unpin(address);
+  }
+
+  /**
+   * `pinPages` for large ranges: appends what was pinned to `into` as runs of contiguous frames. Give them back
+   * through `unpinRuns`. Errors as `pinPages`; nothing stays pinned or appended on failure: `into` comes empty.
+   */
+  *pinRange(address: number, pages: number, write: boolean, into: FrameRuns): Steps {
+    if (address % 4096 !== 0) throw new Errno('EINVAL', `pages at ${hex(address)} are not aligned`);
+    assert(into.count === 0, 'runs of another range');
+    yield* this.enter();
+    try {
+      yield* pinRuns(this, address / 4096, pages, write, into);
+    } catch (error) {
+      this.unpinRuns(into);
+      throw error;
+    } finally {
+      this.leave();
+    }
+  }
+
+  /** Gives back the pins of `pinRange`, also after the end of the address space; the runs are empty then. */
+  unpinRuns(runs: FrameRuns): void {
+    for (let i = 0; i < runs.count; i++) this.frames.unpinRange(runs.frameOf(i) * 4096, runs.pagesOf(i));
+    runs.clear();
   }
 
   /** Physical address of a byte, for looking from outside: faults nothing in, -1 where nothing is mapped. */
@@ -289,7 +313,8 @@ export class Mm extends MmCore implements AddressSpace {
     }
   }
 
-  private *faultHoldingLock(address: number, access: FaultAccess): Steps<FaultOutcome> {
+  /** @internal handle_mm_fault for a caller that holds mmap_lock */
+  *faultHoldingLock(address: number, access: FaultAccess): Steps<FaultOutcome> {
     if (this.exiting) return 'exiting';
     return tryFault(this, address, access) ?? (yield* breakSharing(this, address, true));
   }
@@ -304,20 +329,6 @@ export class Mm extends MmCore implements AddressSpace {
       if (outcome !== 'handled') throw new SegmentationFault(this, address, access, outcome);
     }
     return this.cpu.physical + (address % 4096);
-  }
-
-  private *faultInForPin(address: number, write: boolean): Steps<number> {
-    const { tables } = this;
-    const page = Math.floor(address / 4096);
-    const outcome = yield* this.faultHoldingLock(address, write ? ACCESS_WRITE : ACCESS_READ);
-    if (outcome === 'out-of-memory') throw new Errno('ENOMEM', `no memory to pin ${hex(address)} of ${this.name}`);
-    if (outcome !== 'handled') throw new Errno('EFAULT', `${hex(address)} of ${this.name} cannot be pinned: ${outcome}`);
-    const area = this.areas.find(page)!;
-    tables.find(page);
-    if (area.shared === undefined && (tables.lo & (X86_P | X86_RW)) === X86_P && !isExclusive(this, leafPhysical(tables.lo, tables.hi, area.level))) {
-      if ((yield* breakSharing(this, address, false)) !== 'handled') throw new Errno('ENOMEM', `no memory to pin ${hex(address)} of ${this.name}`);
-    }
-    return tables.translate(page);
   }
 
   private *mapArea(length: number, options: MmapOptions, shared: SharedPages | undefined, file: Uint8Array | undefined): Steps<number> {

@@ -258,6 +258,11 @@ export class IommuCore implements IommuCoreServices {
     return this.domains.alloc(this.registry.recordOf(device).ops, type);
   }
 
+  /** The device's IOMMU nests: an unmanaged domain can be the second stage of a guest's tables. */
+  devCanNest(device: Device): boolean {
+    return this.registry.recordOf(device).ops.canNest?.(device) ?? false;
+  }
+
   /** @throws Errno EBUSY attached, EINVAL unknown */
   domainFree(domain: IommuDomain): void {
     this.domains.free(domain);

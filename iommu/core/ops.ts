@@ -125,6 +125,8 @@ export interface IommuOps {
   disableFeature(device: Device, feature: DeviceFeature): Steps;
   featureEnabled(device: Device, feature: DeviceFeature): boolean;
 
+  /** The device's IOMMU can translate a guest's tables through an unmanaged domain (DOMAIN_ATTR_NESTING). Without it: no. */
+  canNest?(device: Device): boolean;
   domainAlloc(type: DomainType): IommuDomain;
   domainFree(domain: IommuDomain): void;
   /** The domain translates the device's requests without PASID; replaces what was attached. */

@@ -135,8 +135,28 @@ export class TestFunction implements PciDevice {
   }
 
   resource(): undefined {}
+
+  readonly msixVectors = 0;
+  readonly msiVectors = 0;
+  readonly interruptPin = 0;
+  readonly intxMaskSupported = false;
+  readonly resetMethods = [];
   allocIrqs(): void {}
+  allocMsi(): void {}
   freeIrqs(): void {}
+  requestIntx(): void {}
+  freeIntx(): void {}
+  intx(): void {}
+  checkAndMaskIntx(): boolean {
+    return false;
+  }
+
+  checkAndUnmaskIntx(): boolean {
+    return false;
+  }
+
+  disableIntxLine(): void {}
+  enableIntxLine(): void {}
 
   // eslint-disable-next-line require-yield
   *reset(): Steps {

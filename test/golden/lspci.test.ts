@@ -38,7 +38,7 @@ function machine(): Machine {
     vendorId: 0x1b36, deviceId: 0x0010, classCode: 0x01_0802, bars: [{ index: 0, sizeBytes: 0x4000, prefetchable: false, is64: true }],
   });
   world.downstreamPort(upstream.secondary, 0x08);
-  world.fn(world.root, 0x18, { vendorId: 0x1234, deviceId: 0x11e8, classCode: 0x00_ff00, revision: 0x10, deviceType: PCI_EXP_TYPE_RC_END, flr: false, bars: [{ index: 0, sizeBytes: 0x10_0000, prefetchable: false, is64: false }] });
+  world.fn(world.root, 0x18, { vendorId: 0x1234, deviceId: 0x11e8, classCode: 0x00_ff00, revision: 0x10, deviceType: PCI_EXP_TYPE_RC_END, flr: false, bars: [{ index: 0, sizeBytes: 0x10_0000, prefetchable: false, is64: false }], msi: { vectors: 1 }, intx: 1 });
   const core = world.core();
   core.enumerate();
   const drivers = new PciDrivers({ bus: core, scheduler: world.scheduler, log: world.log });
@@ -54,6 +54,7 @@ function machine(): Machine {
     },
     *remove() {},
   }));
+  only(core, '0000:00:03.0').allocMsi('edu', [() => {}]);
   return {
     core, world,
     print: (options) => lspci(core.devices, {

@@ -3,6 +3,7 @@ import { beforeEach, describe, expect, it } from 'vitest';
 import type { Mmio } from '../../sim/mmio.js';
 import { Random } from '../../sim/random.js';
 import { HoldingPort } from '../../host/pci/hardware/holding-port.js';
+import { EduDriver } from '../../devices/edu/driver/edu-driver.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { DsaWorld } from '../fixtures/dsa-world.js';
 import { SvaWorld } from '../fixtures/sva-world.js';
@@ -18,10 +19,10 @@ class EduWorld extends DsaWorld {
     });
     this.complex.insert(this.complex.rootBuses[0]!, 0x10, this.edu.function);
     this.complex.configWrite(0, 0x10, 4, 2, 6);
-    this.mmio.write(0x8_0000, 4, 0xfee0_0000);
-    this.mmio.write(0x8_0008, 4, 0x99);
-    this.mmio.write(0x8_000c, 4, 0);
-    this.complex.configWrite(0, 0x10, this.edu.function.msix!.offset + 2, 2, 0x8000);
+    const msi = this.edu.function.msi!.offset;
+    this.complex.configWrite(0, 0x10, msi + 4, 4, 0xfee0_0000);
+    this.complex.configWrite(0, 0x10, msi + 0xc, 2, 0x99);
+    this.complex.configWrite(0, 0x10, msi + 2, 2, 1);
   }
 
   get mmio(): Mmio {
@@ -81,6 +82,27 @@ describe('the educational device', () => {
     mmio.write(0x64, 4, 0x10);
     world.settle();
     expect([mmio.read(0x24, 4), world.messages.length]).toEqual([0x45, 2]);
+  });
+
+  it('has one MSI vector with 64-bit address and without mask, and pin A, as QEMU\'s', () => {
+    const msi = world.edu.function.msi!.offset;
+    expect([world.complex.configRead(0, 0x10, msi, 1), world.complex.configRead(0, 0x10, msi + 2, 2), world.complex.configRead(0, 0x10, 0x3d, 1)]).toEqual([0x05, 0x0081, 1]);
+    expect(world.edu.function.msix).toBeUndefined();
+  });
+
+  it('holds its pin while MSI is off and interrupt status is not empty', () => {
+    const pending = (): number => world.complex.configRead(0, 0x10, 6, 2) & 8;
+    mmio.write(0x60, 4, 1);
+    expect(pending()).toBe(0);
+    mmio.write(0x64, 4, 1);
+    world.complex.configWrite(0, 0x10, world.edu.function.msi!.offset + 2, 2, 0);
+    mmio.write(0x60, 4, 0x5);
+    mmio.write(0x64, 4, 0x1);
+    expect([pending(), world.messages.length]).toEqual([8, 1]);
+    mmio.write(0x64, 4, 0x4);
+    expect(pending()).toBe(0);
+    world.settle();
+    expect(world.messages).toHaveLength(1);
   });
 
   function dma(source: number, target: number, count: number, command: number): void {
@@ -169,6 +191,21 @@ describe('its driver', () => {
     expect(world.refusal(edu.copyIn(source, 5000)).code).toBe('EINVAL');
     expect(world.refusal(edu.copyOut(target, 0)).code).toBe('EINVAL');
     expect(world.core.usage.dmaPages).toBe(0);
+  });
+
+  it('falls back to the shared interrupt line without MSI', () => {
+    const world = new SvaWorld({ idxd: { wqs: [] } });
+    const { clock, scheduler, log, core, eduPci } = world;
+    const driver = new EduDriver({ clock, scheduler, log, dma: core.dma, intxOnly: true });
+    world.run(world.drivers.registerDriver(driver));
+    const edu = driver.instance(eduPci)!;
+    expect([world.run(edu.factorial(10)), world.run(edu.factorial(5)), eduPci.intxInterrupt.requested, world.edu.function.msi!.enabled]).toEqual([3_628_800, 120, true, false]);
+    const source = world.frames.alloc('test', 0), target = world.frames.alloc('test', 0);
+    world.ram.fill(source, 0x5a, 4096);
+    world.run(edu.roundTrip(target, source, 4096));
+    expect(world.ram.load(target + 4095, 1)).toBe(0x5a);
+    world.run(world.drivers.unregisterDriver('edu'));
+    expect([eduPci.intxInterrupt.requested, edu.interrupt()]).toEqual([false, false]);
   });
 
   it('refuses a device that fails the liveness check', () => {

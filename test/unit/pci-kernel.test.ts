@@ -392,3 +392,30 @@ describe('MSI-X', () => {
     expect(world.bytesOf(device)).toBe(before);
   });
 });
+
+describe('a machine whose interrupt controller has vectors only', () => {
+  it('gives one MSI vector, no more and no line', () => {
+    const world = new PciWorld();
+    world.fn(world.root, 0x08, { msi: { vectors: 4 }, intx: 1 });
+    const core = world.core({ interrupts: { request: () => ({ vector: 7, address: 0xfee0_0000, data: 7 }), free: () => {} } });
+    core.enumerate();
+    const device = only(core, '0000:00:01.0'), before = world.bytesOf(device);
+    expect(() => device.allocMsi('dev', [() => {}, () => {}])).toThrow('-ENOSPC');
+    expect(() => device.requestIntx('dev', () => true)).toThrow('-ENODEV');
+    expect([world.bytesOf(device), device.config.read(0x3c, 1)]).toEqual([before, 0]);
+    device.allocMsi('dev', [() => {}]);
+    expect(device.config.read(device.findCapability(0x05)! + 0xc, 2)).toBe(7);
+  });
+
+  it('lets interrupts of a driver that forgot them go when it leaves, both kinds', () => {
+    const world = new PciWorld();
+    world.fn(world.root, 0x08, { msi: { vectors: 1 }, intx: 1 });
+    const core = world.core();
+    core.enumerate();
+    const device = only(core, '0000:00:01.0');
+    device.allocMsi('dev', [() => {}]);
+    device.requestIntx('dev', () => false);
+    world.run(core.remove(device));
+    expect([world.interrupts.list(), world.interrupts.listLines()]).toEqual([[], []]);
+  });
+});

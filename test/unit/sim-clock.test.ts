@@ -43,6 +43,61 @@ describe('VirtualClock', () => {
     expect(clock.now).toBe(5);
   });
 
+  it('keeps order, count and end of a run whatever is cancelled in between', () => {
+    const action = fc.oneof(
+      fc.record({ do: fc.constant('at' as const), after: fc.nat(30) }),
+      fc.record({ do: fc.constant('cancel' as const), which: fc.nat(400) }),
+      fc.record({ do: fc.constant('run' as const), span: fc.nat(6) }),
+    );
+    fc.assert(fc.property(fc.array(action, { maxLength: 300 }), (actions) => {
+      const clock = new VirtualClock();
+      const ran: number[] = [], expected: number[] = [];
+      const alarms: { cancel(): boolean }[] = [];
+      let waiting: { id: number; time: number }[] = [];
+      const due = (until: number): void => {
+        const now = waiting.filter(({ time }) => time <= until).sort((a, b) => a.time - b.time || a.id - b.id);
+        expected.push(...now.map(({ id }) => id));
+        waiting = waiting.filter(({ time }) => time > until);
+      };
+      for (const step of actions) {
+        if (step.do === 'at') {
+          const id = alarms.length;
+          waiting.push({ id, time: clock.now + step.after });
+          alarms.push(clock.after(step.after, () => ran.push(id)));
+        } else if (step.do === 'cancel') {
+          const id = alarms.length === 0 ? -1 : step.which % alarms.length;
+          expect(alarms[id]?.cancel() ?? false).toBe(waiting.some((entry) => entry.id === id));
+          waiting = waiting.filter((entry) => entry.id !== id);
+        } else {
+          due(clock.now + step.span);
+          expect(clock.run({ untilNs: clock.now + step.span })).toBe(waiting.length > 0 ? 'until' : 'idle');
+        }
+        expect([clock.pending, clock.events]).toEqual([waiting.length, expected.length]);
+      }
+      due(Infinity);
+      clock.run();
+      expect(ran).toEqual(expected);
+    }), { numRuns: 100 });
+  });
+
+  it('forgets cancelled alarms when they are more than the others, and does not run on for them', () => {
+    const clock = new VirtualClock();
+    const ran: number[] = [];
+    const alarms = Array.from({ length: 5_000 }, (_, i) => clock.at(10 + ((i * 7919) % 5_000), () => ran.push(clock.now)));
+    const kept = new Set([0, 17, 4_000]);
+    alarms.forEach((alarm, i) => {
+      if (!kept.has(i)) alarm.cancel();
+    });
+    expect(clock.pending).toBe(3);
+    clock.run();
+    expect(ran).toEqual([...kept].map((i) => 10 + ((i * 7919) % 5_000)).sort((a, b) => a - b));
+    expect([clock.events, clock.now]).toEqual([3, ran[2]]);
+    const last = clock.after(100, () => {});
+    last.cancel();
+    expect(clock.run()).toBe('idle');
+    expect(clock.now).toBe(ran[2]);
+  });
+
   it('refuses an event in the past', () => {
     const clock = new VirtualClock();
     clock.post(10, () => {});

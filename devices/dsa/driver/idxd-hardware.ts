@@ -3,11 +3,12 @@
  * configuration tables, causes of interrupts. The order of accesses follows the recorded Linux driver (probe: VER,
  * GENSTS, RESET_DEVICE polled; then every command by interrupt).
  */
+import { hex } from '../../../sim/address.js';
 import { Errno } from '../../../sim/errno.js';
 import { read64, write64, type Mmio } from '../../../sim/mmio.js';
 import { Completion, Mutex, sleep, type Steps } from '../../../sim/task.js';
 import {
-  CMDSTS_ERR, DSA_CMD, GENCAP, GRPCAP, GRPCFG_STRIDE, GRPENGCFG_OFFSET, GRPFLGCFG, GRPFLGCFG_OFFSET, INTC_CMD, INTC_ERR, INTC_HALT_STATE, OFFSETS,
+  CMDSTS, CMDSTS_ERR, DSA_CMD, GENCAP, GRPCAP, GRPCFG_STRIDE, GRPENGCFG_OFFSET, GRPFLGCFG, GRPFLGCFG_OFFSET, INTC_CMD, INTC_ERR, INTC_HALT_STATE, OFFSETS,
   STATE_ENABLED, STATE_HALT, TABLE_UNIT, WQCAP, WQCFG,
 } from '../spec/registers.js';
 import type { IdxdServices } from './idxd-options.js';
@@ -30,6 +31,8 @@ export interface IdxdCapabilities {
   readonly readBuffers: number;
   readonly wqcfgStride: number;
   readonly opcap: bigint;
+  /** Supported commands, one bit each; 0 when the device does not say. */
+  readonly commands: number;
 }
 
 export interface HardwareEvents {
@@ -55,7 +58,7 @@ export class IdxdHardware {
     this.services = services;
     this.events = events;
     this.commandLock = new Mutex(services.scheduler, `${name} commands`);
-    this.capabilities = { version: 0, maxTransfer: 0, maxBatch: 0, blockOnFault: false, configurable: false, wqs: 0, totalWqSize: 0, shared: false, dedicated: false, groups: 0, engines: 0, readBuffers: 0, wqcfgStride: 0, opcap: 0n };
+    this.capabilities = { version: 0, maxTransfer: 0, maxBatch: 0, blockOnFault: false, configurable: false, wqs: 0, totalWqSize: 0, shared: false, dedicated: false, groups: 0, engines: 0, readBuffers: 0, wqcfgStride: 0, opcap: 0n, commands: 0 };
   }
 
   /** Reset by polling, then what the device can do. ENXIO when it is halted or not there. */
@@ -71,14 +74,16 @@ export class IdxdHardware {
   }
 
   private readCapabilities(version: number): IdxdCapabilities {
-    const gencap = this.words(0x10), grpcap = this.words(0x30), engcap = this.words(0x38), wqcap = this.words(0x20);
+    const gencap = this.words(0x10);
+    const commands = GENCAP.f.CmdCap.get(gencap) === 1 ? this.mmio.read(0xb0, 4) : 0;
+    const grpcap = this.words(0x30), engcap = this.words(0x38), wqcap = this.words(0x20);
     const opcap = read64(this.mmio, 0x40) | (read64(this.mmio, 0x48) << 64n) | (read64(this.mmio, 0x50) << 128n) | (read64(this.mmio, 0x58) << 192n);
     const offsets = [...this.words(0x60), ...this.words(0x68)];
     this.grpcfg = OFFSETS.f.Grpcfg.get(offsets) * TABLE_UNIT;
     this.wqcfg = OFFSETS.f.Wqcfg.get(offsets) * TABLE_UNIT;
     this.msixPerm = OFFSETS.f.MsixPerm.get(offsets) * TABLE_UNIT;
     return {
-      version, opcap,
+      version, opcap, commands,
       maxTransfer: 2 ** GENCAP.f.MaxXferShift.get(gencap), maxBatch: 2 ** GENCAP.f.MaxBatchShift.get(gencap),
       blockOnFault: GENCAP.f.BlockOnFault.get(gencap) === 1, configurable: GENCAP.f.ConfigEn.get(gencap) === 1,
       wqs: WQCAP.f.NumWqs.get(wqcap), totalWqSize: WQCAP.f.TotalWqSize.get(wqcap), shared: WQCAP.f.SharedMode.get(wqcap) === 1,
@@ -110,6 +115,27 @@ export class IdxdHardware {
 
   /** Runs a command and sleeps until its interrupt; returns the error code of CMDSTS, HW_ERR when the device is halted or gone. */
   *command(command: number, operand = 0): Steps<number> {
+    return (yield* this.execute(command, operand)) & 0xff;
+  }
+
+  /**
+   * Asks what a descriptor must name to interrupt through a vector of the MSI-X table: the vector itself where the device has
+   * no such command. ENXIO refused.
+   */
+  *requestIntHandle(vector: number): Steps<number> {
+    if ((this.capabilities.commands & (1 << DSA_CMD.REQUEST_INT_HANDLE)) === 0) return vector;
+    const status = yield* this.execute(DSA_CMD.REQUEST_INT_HANDLE, vector);
+    if ((status & 0xff) !== CMDSTS_ERR.SUCCESS) throw new Errno('ENXIO', `${this.name}: no interrupt handle for vector ${vector}, command status ${hex(status & 0xff)}`);
+    return CMDSTS.f.Result.get([status]);
+  }
+
+  /** Gives a handle back; nothing where there is no such command. */
+  *releaseIntHandle(handle: number): Steps {
+    if ((this.capabilities.commands & (1 << DSA_CMD.RELEASE_INT_HANDLE)) !== 0) yield* this.execute(DSA_CMD.RELEASE_INT_HANDLE, handle);
+  }
+
+  /** CMDSTS after the command. */
+  private *execute(command: number, operand: number): Steps<number> {
     yield* this.commandLock.lock();
     try {
       if (this.mmio.read(0x90, 4) === 0xffff_ffff || this.state === STATE_HALT) return CMDSTS_ERR.HW_ERR;
@@ -118,7 +144,7 @@ export class IdxdHardware {
       this.mmio.write(0xa0, 4, ((command << 20) | operand | 0x8000_0000) >>> 0);
       yield* done.wait();
       const status = this.mmio.read(0xa8, 4);
-      return status === 0xffff_ffff ? CMDSTS_ERR.HW_ERR : status & 0xff;
+      return status === 0xffff_ffff ? CMDSTS_ERR.HW_ERR : status;
     } finally {
       this.done = undefined;
       this.commandLock.unlock();
@@ -162,6 +188,18 @@ export class IdxdHardware {
     for (let i = 0; i < this.capabilities.wqcfgStride / 4; i++) words.push(this.mmio.read(base + 4 * i, 4));
     for (const [name, value] of Object.entries(fields)) WQCFG.f[name as keyof typeof WQCFG.f].set(words, value);
     words.forEach((word, i) => this.mmio.write(base + 4 * i, 4, word));
+  }
+
+  /** A queue's configuration as the hardware has it (`idxd_wq_load_config`). */
+  readWqConfig(wq: number): number[] {
+    const base = this.wqcfg + wq * this.capabilities.wqcfgStride;
+    return [0, 1, 2, 3, 4, 5, 6, 7].map((i) => this.mmio.read(base + 4 * i, 4));
+  }
+
+  /** Mask of the queues of a group. */
+  readGroupQueues(group: number): bigint {
+    const base = this.grpcfg + group * GRPCFG_STRIDE;
+    return [0, 1, 2, 3].reduce((mask, i) => mask | (read64(this.mmio, base + 8 * i) << BigInt(64 * i)), 0n);
   }
 
   /** PASID of a dedicated queue that is off; undefined takes it away. */

@@ -6,10 +6,13 @@ import type { Device } from '../../../host/device.js';
 import type { KernelLog } from '../../../host/kernel-log.js';
 import type { AddressSpace } from '../../../host/mm/address-space.js';
 import type { Timing } from '../../../host/timing.js';
+import type { IdxdDevice } from './idxd-device.js';
 
 export type WqMode = 'dedicated' | 'shared';
-export type WqType = 'user' | 'kernel';
+/** `mdev`: configured here, run by whoever makes mediated devices of it (IdxdMdevHooks). */
+export type WqType = 'user' | 'kernel' | 'mdev';
 
+/** On a device that cannot be configured only `name` and `type` count. */
 export interface IdxdWqOptions {
   readonly name: string;
   readonly mode: WqMode;
@@ -36,6 +39,13 @@ export interface IdxdOptions {
   /** Group of each engine, in order; without it engines are dealt out to the groups that queues name. */
   readonly engines?: readonly number[];
   readonly mmExit?: MmExitPolicy;
+  /**
+   * What the kernel enqueues to a shared queue of type `kernel` as its PASID; without it such a queue is refused. A device that
+   * cannot be configured is a virtual one: there the default is 0, which the virtual processor translates.
+   */
+  readonly kernelPasid?: number;
+  /** Most mediated devices on shared queues, each of which takes an interrupt vector; default: as many as there are vectors. */
+  readonly mdevSlots?: number;
 }
 
 /** Stops the device's use of a PASID whose address space dies (M1). */
@@ -67,6 +77,18 @@ export interface DmaMemory {
   readonly sizeBytes: number;
 }
 
+/** What makes mediated devices of queues of type `mdev`; devices/dsa/parent/ implements it. */
+export interface IdxdMdevHooks {
+  /** Before queues are enabled. False, with the reason in the log: the device gets no mediated devices. */
+  prepare(device: IdxdDevice): Steps<boolean>;
+  /** Types appear. */
+  register(device: IdxdDevice): Steps;
+  /** Every mediated device goes, then its types; undoes `prepare` too. */
+  unregister(device: IdxdDevice): Steps;
+  /** The device halted or was pulled out: nothing reaches it any more. */
+  lost(device: IdxdDevice): void;
+}
+
 export interface IdxdServices {
   readonly clock: Clock;
   readonly scheduler: Scheduler;
@@ -75,7 +97,9 @@ export interface IdxdServices {
   readonly iommu: IdxdIommu;
   /** The kernel's view of memory, for completion records of kernel queues. */
   readonly memory: PhysicalMemory;
-  /** `idxd.exit-without-abort` */
+  /** Without it queues of type `mdev` are configured and nobody offers them. */
+  readonly mdev?: IdxdMdevHooks;
+  /** `idxd.exit-without-abort`, `idxd.unpin-before-completion` */
   readonly defects?: ReadonlySet<string>;
 }
 

@@ -7,12 +7,13 @@ import type { Process } from '../../../host/process.js';
 import { DSA_DEVICE_ID, DSA_VENDOR_ID } from '../spec/registers.js';
 import { IdxdDevice } from './idxd-device.js';
 import { openWq, type IdxdFile } from './idxd-file.js';
-import type { IdxdOptions, IdxdServices } from './idxd-options.js';
+import { openPinned, type IdxdPinnedFile } from './idxd-pinned.js';
+import type { IdxdMdevHooks, IdxdOptions, IdxdServices } from './idxd-options.js';
 
 export class IdxdDriver implements PciDriver {
   readonly name = 'idxd';
   readonly ids = [{ vendor: DSA_VENDOR_ID, device: DSA_DEVICE_ID }];
-  private readonly services: IdxdServices;
+  private services: IdxdServices;
   private readonly optionsOf: (device: PciDevice) => IdxdOptions;
   private readonly devices = new Map<PciDevice, IdxdDevice>();
 
@@ -20,6 +21,11 @@ export class IdxdDriver implements PciDriver {
   constructor(services: IdxdServices, optionsOf: (device: PciDevice) => IdxdOptions) {
     this.services = services;
     this.optionsOf = optionsOf;
+  }
+
+  /** Who makes mediated devices of the devices that are probed from now on, where it was not known at construction. */
+  offerMdevs(mdev: IdxdMdevHooks): void {
+    this.services = { ...this.services, mdev };
   }
 
   /** The device under this driver. ENODEV. */
@@ -46,6 +52,13 @@ export class IdxdDriver implements PciDriver {
   *open(pci: PciDevice, process: Process, wqName: string): Steps<IdxdFile> {
     const device = this.device(pci);
     return yield* openWq(device, device.wq(wqName), process);
+  }
+
+  /** A process opens a kernel queue, whose driver pins what it names. ENODEV, EPERM, ENXIO. */
+  // oxlint-disable-next-line require-yield -- opening a device may sleep
+  *openPinned(pci: PciDevice, process: Process, wqName: string): Steps<IdxdPinnedFile> {
+    const device = this.device(pci);
+    return openPinned(device, device.wq(wqName), process);
   }
 
   /** Copies physical memory through the first kernel queue, or the named one. ENODEV, EIO, ENXIO. */

@@ -170,7 +170,7 @@ export function remainder(fields: DescriptorFields, completion: CompletionRecord
 }
 
 /** The pattern as it reads from byte `by` on. */
-function rotate([lo, hi]: readonly [lo: number, hi: number], by: number): [number, number] {
+export function rotate([lo, hi]: readonly [lo: number, hi: number], by: number): [number, number] {
   const bytes = new Uint8Array(16);
   const view = new DataView(bytes.buffer);
   for (const at of [0, 8]) {

@@ -11,7 +11,7 @@ import type { Timing } from '../../../host/timing.js';
 import { OPCAP_VALUE } from '../spec/descriptor.js';
 import {
   CMD, CMDSTS, ENGCAP, GENCAP, GRPCAP, INTC_CMD, INTC_HALT_STATE, MSIXPERM, RESET_TYPE_FLR, STATE_ENABLED, STATE_HALT,
-  SWERR, WQCAP, WQCFG_SIZE_FIELD, type DsaCapabilityValues,
+  SWERR, WQCAP, WQCFG_SIZE_FIELD, type DsaCapabilityValues, type DsaLayout,
 } from '../spec/registers.js';
 import type { MemoryAccess } from './access.js';
 import { CommandUnit, type CommandOwner } from './commands.js';
@@ -38,11 +38,14 @@ export interface DsaConfig {
   /** Descriptors that one engine works on at a time. */
   readonly descriptorsPerEngine: number;
   readonly blockOnFault: boolean;
+  /** MSI-X vectors beside one for each queue and vector 0: for mediated devices that share a queue. */
+  readonly mdevVectors: number;
 }
 
 /** Sizes of a Sapphire Rapids part: 8 queues, 4 engines, 4 groups, 128 entries. */
 export const DEFAULT_DSA_CONFIG: DsaConfig = {
   wqs: 8, engines: 4, groups: 4, totalWqSize: 128, maxTransferShift: 31, maxBatchShift: 10, readBuffers: 32, descriptorsPerEngine: 8, blockOnFault: true,
+  mdevVectors: 0,
 };
 
 /** What the core asks of its PCI function. */
@@ -106,7 +109,7 @@ export class DsaCore implements PortalOwner, EngineOwner, CommandOwner, Register
     this.commandKind = trace.define('dsa:command', [['device', 'str'], ['command', 'dec'], ['operand', 'hex'], ['error', 'hex']]);
     this.errorKind = trace.define('dsa:sw_error', [['device', 'str'], ['error', 'hex'], ['wq', 'dec'], ['page', 'page']]);
     this.queues = Array.from({ length: config.wqs }, (_, i) => new WorkQueue(i));
-    this.registers = new RegisterWindow({ wqs: config.wqs, groups: config.groups }, capabilities(config), this);
+    this.registers = new RegisterWindow(layoutOf(config), capabilities(config), this);
     this.portals = new Portals(config.wqs, this);
     this.finished = new WaitQueue(options.scheduler, `descriptors of ${options.name}`);
     this.engines = new Engines({
@@ -308,6 +311,10 @@ export class DsaCore implements PortalOwner, EngineOwner, CommandOwner, Register
     this.registers.r['GENSTS']!.lo = STATE_HALT | (RESET_TYPE_FLR << 2);
     if ((this.registers.r['GENCTRL']!.lo & 2) !== 0) this.registers.cause(INTC_HALT_STATE);
   }
+}
+
+export function layoutOf(config: DsaConfig): Required<DsaLayout> {
+  return { wqs: config.wqs, groups: config.groups, vectors: config.wqs + 1 + config.mdevVectors };
 }
 
 /** Capability registers of a configuration. */

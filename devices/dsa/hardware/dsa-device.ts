@@ -12,8 +12,8 @@ import { PciFunction, type FunctionChange } from '../../../host/pci/hardware/pci
 import { Requester } from '../../../host/pci/hardware/requester.js';
 import { PCI_EXP_TYPE_ENDPOINT, PCI_EXP_TYPE_RC_END } from '../../../host/pci/spec/index.js';
 import type { Timing } from '../../../host/timing.js';
-import { DSA_CLASS_CODE, DSA_DEVICE_ID, DSA_VENDOR_ID, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET, PORTALS_BAR, REGISTERS_BAR, REGISTERS_BAR_SIZE } from '../spec/registers.js';
-import { DEFAULT_DSA_CONFIG, DsaCore, type DsaConfig, type FunctionSide } from './dsa-core.js';
+import { DSA_CLASS_CODE, DSA_DEVICE_ID, DSA_VENDOR_ID, msixPlace, PORTALS_BAR, REGISTERS_BAR } from '../spec/registers.js';
+import { DEFAULT_DSA_CONFIG, DsaCore, layoutOf, type DsaConfig, type FunctionSide } from './dsa-core.js';
 import type { MemoryAccess } from './access.js';
 import type { DescriptorReport } from './job.js';
 import { RequesterAccess } from './requester-access.js';
@@ -72,8 +72,10 @@ export class DsaDevice implements FunctionSide {
     this.defects = defects;
     const pri = config.pri ?? {};
     this.groupPages = pri === false ? 1 : pri.groupPages ?? 1;
+    const core = coreConfig(config);
+    const layout = layoutOf(core), msix = msixPlace(layout);
     this.core = new DsaCore({
-      name, clock, scheduler, timing, trace, config: coreConfig(config), side: this, defects,
+      name, clock, scheduler, timing, trace, config: core, side: this, defects,
       ...(options.onComplete === undefined ? {} : { onComplete: options.onComplete }),
     });
     this.requester = new Requester({ name, clock, scheduler, timing, defects, ...(config.atcEntries === undefined ? {} : { atcEntries: config.atcEntries }) });
@@ -82,10 +84,10 @@ export class DsaDevice implements FunctionSide {
       name, vendorId: DSA_VENDOR_ID, deviceId: DSA_DEVICE_ID, classCode: DSA_CLASS_CODE, client: this.requester, defects,
       deviceType: config.integrated === false ? PCI_EXP_TYPE_ENDPOINT : PCI_EXP_TYPE_RC_END,
       bars: [
-        { index: REGISTERS_BAR, sizeBytes: REGISTERS_BAR_SIZE, prefetchable: true, is64: true, mmio: this.core.registers },
+        { index: REGISTERS_BAR, sizeBytes: msix.barBytes, prefetchable: true, is64: true, mmio: this.core.registers },
         { index: PORTALS_BAR, sizeBytes: this.core.portals.sizeBytes, prefetchable: true, is64: true, mmio: this.core.portals },
       ],
-      msix: { vectors: this.core.queues.length + 1, tableBar: REGISTERS_BAR, tableOffset: MSIX_TABLE_OFFSET, pbaOffset: MSIX_PBA_OFFSET },
+      msix: { vectors: layout.vectors, tableBar: REGISTERS_BAR, tableOffset: msix.tableOffset, pbaOffset: msix.pbaOffset },
       ...(config.ats === false ? {} : { ats: { queueDepth: config.invalidateQueueDepth ?? 32, pageAligned: true } }),
       ...(pri === false ? {} : { pri: { maxRequests: pri.maxRequests ?? DEFAULT_PAGE_REQUESTS, prgResponsePasidRequired: pri.prgResponsePasidRequired ?? true } }),
       ...(pasidBits === 0 ? {} : { pasid: { width: pasidBits, exec: true, priv: true } }),
@@ -134,5 +136,6 @@ function coreConfig(config: DsaDeviceConfig): DsaConfig {
     totalWqSize: config.totalWqSize ?? DEFAULT_DSA_CONFIG.totalWqSize, maxTransferShift: config.maxTransferShift ?? DEFAULT_DSA_CONFIG.maxTransferShift,
     maxBatchShift: config.maxBatchShift ?? DEFAULT_DSA_CONFIG.maxBatchShift, readBuffers: config.readBuffers ?? DEFAULT_DSA_CONFIG.readBuffers,
     descriptorsPerEngine: config.descriptorsPerEngine ?? DEFAULT_DSA_CONFIG.descriptorsPerEngine, blockOnFault: config.blockOnFault ?? DEFAULT_DSA_CONFIG.blockOnFault,
+    mdevVectors: config.mdevVectors ?? DEFAULT_DSA_CONFIG.mdevVectors,
   };
 }

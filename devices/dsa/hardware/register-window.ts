@@ -7,7 +7,7 @@ import { RegisterFile } from '../../../sim/registers.js';
 import { hiOfPage, loOfPage } from '../../../sim/address.js';
 import { NO_PASID } from '../../../host/pci/dma-port.js';
 import {
-  dsaRegisterSpecs, GENCFG, GRPCFG_STRIDE, GRPCFG_TABLE, INTC_ERR, REGISTERS_BAR_SIZE, STATE_DISABLED, SWERROR, WQCFG_STRIDE, WQCFG_TABLE,
+  dsaRegisterSpecs, GENCFG, GRPCFG_STRIDE, GRPCFG_TABLE, INTC_ERR, msixPlace, STATE_DISABLED, SWERROR, WQCFG_STRIDE, WQCFG_TABLE,
   type DsaCapabilityValues, type DsaLayout,
 } from '../spec/registers.js';
 import type { Job } from './job.js';
@@ -40,7 +40,7 @@ export class RegisterWindow extends RegisterFile {
   private readonly owner: RegisterOwner;
 
   constructor(layout: DsaLayout, values: DsaCapabilityValues, owner: RegisterOwner) {
-    super('dsa', REGISTERS_BAR_SIZE, dsaRegisterSpecs(layout, values));
+    super('dsa', msixPlace(layout).barBytes, dsaRegisterSpecs(layout, values));
     this.layout = layout;
     this.owner = owner;
     for (let wq = 0; wq < layout.wqs; wq++) {

@@ -2,8 +2,9 @@
  * Registers of the Intel Data Streaming Accelerator, version 1.0: offsets, fields, command and error codes.
  * Facts from Linux `drivers/dma/idxd/registers.h` and, for the meaning of command errors, the texts of
  * `accfg/lib/libaccfg.c` in intel/idxd-config; recorded accesses of the Linux driver agree with them.
- * Left out because the model does not advertise them: event log, perfmon, interrupt message storage, interrupt
- * handles by command, per-queue operation configuration, occupancy interrupts.
+ * Commands and errors of interrupt handles: drivers/dma/idxd/registers.h, their texts in libaccfg.c; only virtual devices
+ * have these two commands. Left out because no model advertises them: event log, perfmon, interrupt message storage,
+ * per-queue operation configuration, occupancy interrupts.
  */
 import { bit, bits, struct } from '../../../sim/layout.js';
 import type { RegisterSpec } from '../../../sim/registers.js';
@@ -97,11 +98,13 @@ export const INTC_HALT_STATE = 0x10;
 
 export const DSA_CMD = {
   ENABLE_DEVICE: 1, DISABLE_DEVICE: 2, DRAIN_ALL: 3, ABORT_ALL: 4, RESET_DEVICE: 5, ENABLE_WQ: 6, DISABLE_WQ: 7, DRAIN_WQ: 8,
-  ABORT_WQ: 9, RESET_WQ: 10, DRAIN_PASID: 11, ABORT_PASID: 12,
+  ABORT_WQ: 9, RESET_WQ: 10, DRAIN_PASID: 11, ABORT_PASID: 12, REQUEST_INT_HANDLE: 13, RELEASE_INT_HANDLE: 14,
 } as const;
 export type DsaCommand = (typeof DSA_CMD)[keyof typeof DSA_CMD];
 /** CMDCAP: one bit per command code; the two commands for interrupt handles are not among them. */
 export const CMDCAP_VALUE = 0x1ffe;
+/** Operand of the commands for interrupt handles: bits 15:0 table index or handle, bit 16 interrupt message storage. */
+export const INT_HANDLE_IMS = 0x1_0000;
 
 /** Error codes in CMDSTS. */
 export const CMDSTS_ERR = {
@@ -111,6 +114,7 @@ export const CMDSTS_ERR = {
   DEV_NOTEN: 0x20, WQ_ENABLED: 0x21, WQ_SIZE: 0x22, WQ_PRIOR: 0x23, WQ_MODE: 0x24, BOF_EN: 0x25, PASID_EN: 0x26,
   MAX_BATCH_SIZE: 0x27, MAX_XFER_SIZE: 0x28, PRIV: 0x2a,
   DIS_DEV_EN: 0x31, WQ_NOT_EN: 0x32,
+  INVAL_INT_IDX: 0x41, NO_HANDLE: 0x42, INVAL_INT_IDX_RELEASE: 0x43,
 } as const;
 
 /**
@@ -129,6 +133,32 @@ export function wqMaskOperand(wq: number): number {
 export interface DsaLayout {
   readonly wqs: number;
   readonly groups: number;
+  /** MSI-X vectors, default one more than queues. */
+  readonly vectors?: number;
+}
+
+/** Where the MSI-X structures lie in BAR 0, and how large that is. */
+export interface MsixPlace {
+  readonly tableOffset: number;
+  readonly pbaOffset: number;
+  readonly barBytes: number;
+}
+
+/**
+ * Up to 256 vectors the table and pending bits lie at MSIX_TABLE_OFFSET and MSIX_PBA_OFFSET; more of them, or a
+ * permission table that reaches there, move the table to the page behind it, the pending bits behind the table, and
+ * BAR 0 grows.
+ */
+export function msixPlace(layout: DsaLayout): MsixPlace {
+  const vectors = layout.vectors ?? layout.wqs + 1;
+  const permEnd = msixPermTable(layout.wqs) + vectors * MSIXPERM_STRIDE;
+  const tableBytes = vectors * 16;
+  if (permEnd <= MSIX_TABLE_OFFSET && tableBytes <= MSIX_PBA_OFFSET - MSIX_TABLE_OFFSET) {
+    return { tableOffset: MSIX_TABLE_OFFSET, pbaOffset: MSIX_PBA_OFFSET, barBytes: REGISTERS_BAR_SIZE };
+  }
+  const tableOffset = Math.ceil(permEnd / 0x1000) * 0x1000;
+  const pbaOffset = Math.ceil((tableOffset + tableBytes) / 0x1000) * 0x1000;
+  return { tableOffset, pbaOffset, barBytes: Math.max(REGISTERS_BAR_SIZE, 2 ** Math.ceil(Math.log2(pbaOffset + 0x1000))) };
 }
 
 /** Offset of the MSI-X permission table: the first table unit after the queues' configurations. */
@@ -147,6 +177,8 @@ export interface DsaCapabilityValues {
   readonly grpcap: bigint;
   readonly engcap: bigint;
   readonly opcap: bigint;
+  /** Default CMDCAP_VALUE. */
+  readonly cmdcap?: number;
 }
 
 /**
@@ -173,7 +205,7 @@ export function dsaRegisterSpecs(layout: DsaLayout, values: DsaCapabilityValues)
     INTCAUSE: { offset: 0x98, size: 4, w1c: 0x13n },
     CMD: { offset: 0xa0, size: 4, wo: 0x81ff_ffffn },
     CMDSTS: { offset: 0xa8, size: 4 },
-    CMDCAP: { offset: 0xb0, size: 4, reset: BigInt(CMDCAP_VALUE) },
+    CMDCAP: { offset: 0xb0, size: 4, reset: BigInt(values.cmdcap ?? CMDCAP_VALUE) },
     SWERROR0: { offset: 0xc0, size: 8, w1c: 0x3n },
     SWERROR1: { offset: 0xc8, size: 8 },
     SWERROR2: { offset: 0xd0, size: 8 },
@@ -191,7 +223,7 @@ export function dsaRegisterSpecs(layout: DsaLayout, values: DsaCapabilityValues)
     const rw = [0xffffn, 0xffffn, 0x3fff_fff3n, 0x1ffn];
     for (let i = 0; i < WQCFG_STRIDE / 4; i++) tables[`WQCFG${wq}_${i}`] = { offset: base + i * 4, size: 4, ...(rw[i] === undefined ? {} : { rw: rw[i] }) };
   }
-  for (let vector = 0; vector <= layout.wqs; vector++) {
+  for (let vector = 0; vector < (layout.vectors ?? layout.wqs + 1); vector++) {
     tables[`MSIXPERM${vector}`] = { offset: permOffset + vector * MSIXPERM_STRIDE, size: 4, rw: 0xffff_f00cn };
     tables[`MSIXPERM${vector}_RSVD`] = { offset: permOffset + vector * MSIXPERM_STRIDE + 4, size: 4 };
   }

@@ -3,7 +3,7 @@
  * buffer sent through the device and back, with memory mapped by the DMA API.
  */
 import type { Clock } from '../../../sim/clock.js';
-import { Errno } from '../../../sim/errno.js';
+import { Errno, isErrno } from '../../../sim/errno.js';
 import type { Mmio } from '../../../sim/mmio.js';
 import { Completion, Mutex, type Scheduler, type Steps } from '../../../sim/task.js';
 import type { Device } from '../../../host/device.js';
@@ -33,6 +33,8 @@ export interface EduServices {
   readonly dma: EduDma;
   /** Address bits of the device's dma_mask; 28 by default. */
   readonly dmaBits?: number;
+  /** Does without MSI, as a kernel booted with `pci=nomsi`. */
+  readonly intxOnly?: boolean;
 }
 
 export class EduInstance {
@@ -117,12 +119,14 @@ export class EduInstance {
     }
   }
 
-  interrupt(): void {
+  /** True: it was this device. */
+  interrupt(): boolean {
     const status = this.mmio.read(EDU_REG.IRQ_STATUS, 4);
-    if (status === 0 || status === 0xffff_ffff) return;
+    if (status === 0 || status === 0xffff_ffff) return false;
     this.mmio.write(EDU_REG.IRQ_ACK, 4, status);
     if ((status & IRQ_FACTORIAL) !== 0) this.factorialDone?.complete();
     if ((status & IRQ_DMA) !== 0) this.dmaDone?.complete();
+    return true;
   }
 
   private write64(offset: number, value: number): void {
@@ -152,7 +156,7 @@ export class EduDriver implements PciDriver {
     const instance = new EduInstance(device, device.ioremap(EDU_BAR), this.services);
     device.setMaster(true);
     instance.check();
-    device.allocIrqs('edu', [() => instance.interrupt()]);
+    this.requestInterrupt(device, instance);
     this.instances.set(device, instance);
   }
 
@@ -160,6 +164,21 @@ export class EduDriver implements PciDriver {
   *remove(device: PciDevice): Steps {
     this.instances.delete(device);
     device.freeIrqs();
+    device.freeIntx();
     device.setMaster(false);
+  }
+
+  /** MSI, or the shared legacy line where there is none or no vector is left. */
+  private requestInterrupt(device: PciDevice, instance: EduInstance): void {
+    try {
+      if (device.msiVectors > 0 && this.services.intxOnly !== true) {
+        device.allocMsi('edu', [() => void instance.interrupt()]);
+        return;
+      }
+    } catch (error) {
+      if (!isErrno(error, 'ENOSPC')) throw error;
+    }
+    device.requestIntx('edu', () => instance.interrupt());
+    device.intx(true);
   }
 }

@@ -28,8 +28,10 @@ export interface EduConfig {
 export const DEFAULT_EDU_CONFIG: EduConfig = { dmaMask: DEFAULT_DMA_MASK, dmaNs: 10_000, stepNs: 20 };
 
 export interface EduFunctionSide {
-  /** The device's only vector. */
+  /** Interrupt status has bits: a message, or the level of the interrupt pin. */
   raise(): void;
+  /** Interrupt status is empty again. */
+  lower(): void;
   /** Moves bytes; true when all arrived. */
   read(page: number, offset: number, target: Uint8Array, targetOffset: number, length: number): Steps<boolean>;
   write(page: number, offset: number, source: Uint8Array, sourceOffset: number, length: number): Steps<boolean>;
@@ -119,7 +121,9 @@ export class EduCore {
     registers.r['FACTORIAL']!.onWrite = (lo) => this.startFactorial(lo);
     registers.r['IRQ_RAISE']!.onWrite = (lo) => this.raise(lo);
     registers.r['IRQ_ACK']!.onWrite = (lo) => {
-      registers.r['IRQ_STATUS']!.lo &= ~lo;
+      const status = registers.r['IRQ_STATUS']!;
+      status.lo &= ~lo;
+      if (status.lo === 0) options.side.lower();
     };
     registers.r['DMA_CMD']!.onWrite = (lo) => {
       if ((lo & DMA_RUN) === 0) return;

@@ -1,6 +1,6 @@
 /**
- * The educational device as a PCI function 1234:11e8. Its one interrupt is an MSI-X vector here (QEMU offers MSI):
- * table at 0x80000, pending bits at 0x81000 of BAR 0. No PASID, no ATS, as in QEMU.
+ * The educational device as a PCI function 1234:11e8 with QEMU's interrupts: one MSI vector with 64-bit address and
+ * without mask, and INTA# while MSI is off. No PASID, no ATS, as in QEMU.
  */
 import type { Clock } from '../../../sim/clock.js';
 import { sleep, type Scheduler, type Steps } from '../../../sim/task.js';
@@ -12,9 +12,6 @@ import { Requester, type RequesterResult } from '../../../host/pci/hardware/requ
 import type { Timing } from '../../../host/timing.js';
 import { EDU_BAR, EDU_BAR_SIZE, EDU_CLASS_CODE, EDU_DEVICE_ID, EDU_REVISION, EDU_VENDOR_ID } from '../spec/registers.js';
 import { DEFAULT_EDU_CONFIG, EduCore, type EduConfig, type EduFunctionSide } from './edu-core.js';
-
-const MSIX_TABLE = 0x8_0000;
-const MSIX_PBA = 0x8_1000;
 
 export interface EduDeviceOptions {
   readonly name: string;
@@ -43,7 +40,7 @@ export class EduDevice implements EduFunctionSide {
     this.function = new PciFunction({
       name, vendorId: EDU_VENDOR_ID, deviceId: EDU_DEVICE_ID, classCode: EDU_CLASS_CODE, revision: EDU_REVISION, client: this.requester, defects,
       bars: [{ index: EDU_BAR, sizeBytes: EDU_BAR_SIZE, prefetchable: false, is64: false, mmio: this.core.registers }],
-      msix: { vectors: 1, tableBar: EDU_BAR, tableOffset: MSIX_TABLE, pbaOffset: MSIX_PBA },
+      msi: { vectors: 1 }, intx: 1,
       flr: true, e2eTlpPrefix: false,
       onReset: () => this.core.reset(),
       onFeatureChange: (change) => {
@@ -55,7 +52,13 @@ export class EduDevice implements EduFunctionSide {
   }
 
   raise(): void {
-    this.function.raiseMsix(0);
+    if (this.function.messageSignalled) this.function.raiseMsi(0);
+    else this.function.setIntx(true);
+  }
+
+  /** As in QEMU, an acknowledgement while MSI is on leaves a level that was there before. */
+  lower(): void {
+    if (!this.function.messageSignalled) this.function.setIntx(false);
   }
 
   *read(page: number, offset: number, target: Uint8Array, targetOffset: number, length: number): Steps<boolean> {

@@ -1,6 +1,6 @@
 /**
  * Registers of QEMU's educational PCI device (docs/specs/edu.rst, hw/misc/edu.c). BAR 0 is 1 MiB; offsets below 0x80
- * take 4-byte accesses, the others 4 or 8. Left out: INTx.
+ * take 4-byte accesses, the others 4 or 8.
  */
 export const EDU_VENDOR_ID = 0x1234;
 export const EDU_DEVICE_ID = 0x11e8;

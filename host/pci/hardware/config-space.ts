@@ -32,6 +32,7 @@ export class ConfigSpace {
   private readonly w1c = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
   private readonly initial = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
   private readonly hooks: Hook[] = [];
+  private readonly readHooks: { readonly offset: number; readonly size: ConfigSize; readonly run: () => void }[] = [];
   /** Where the offset of the next capability has to be written. */
   private tail = PCI_CAPABILITY_LIST;
   private nextFree = 0x40;
@@ -41,6 +42,7 @@ export class ConfigSpace {
   /** What software reads; all ones outside the 4096 bytes. */
   read(offset: number, size: ConfigSize): number {
     if (offset < 0 || offset + size > PCI_CFG_SPACE_EXP_SIZE) return allOnes(size);
+    for (const hook of this.readHooks) if (hook.offset < offset + size && offset < hook.offset + hook.size) hook.run();
     return this.get(offset, size);
   }
 
@@ -90,6 +92,11 @@ export class ConfigSpace {
   onWrite(offset: number, size: ConfigSize, run: ConfigHook): void {
     this.hooks.push({ offset, size, run });
     this.hooks.sort((a, b) => a.offset - b.offset);
+  }
+
+  /** Called before software reads the register: a function whose truth is elsewhere (a passed-through device) brings the bytes up to date. */
+  onRead(offset: number, size: ConfigSize, run: () => void): void {
+    this.readHooks.push({ offset, size, run });
   }
 
   /** Appends a standard capability of `sizeBytes`; returns its offset. */

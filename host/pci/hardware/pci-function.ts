@@ -1,26 +1,29 @@
 /**
- * An endpoint function: configuration space, BARs, MSI-X, its port to the fabric, and what of its state the device
+ * An endpoint function: configuration space, BARs, interrupts, its port to the fabric, and what of its state the device
  * behind it needs to know. Everything that is enabled is enabled by bytes in configuration space; the device hears
  * of changes. A virtual function is the same with a `physfn`.
  * PCIe 6.0 chapters 7 (configuration), 9 (SR-IOV), 10 (ATS, PRI), section 6.6.2 (FLR).
- * Left out: power states' effects, expansion ROMs, legacy interrupts, error reporting.
+ * Left out: power states' effects, expansion ROMs, Advanced Error Reporting.
  */
 import { assert } from '../../../sim/assert.js';
 import { UnclaimedMmio } from './unclaimed-mmio.js';
 import type { Mmio } from '../../../sim/mmio.js';
 import type { DmaClient, DmaPort } from '../dma-port.js';
 import {
-  PCI_ATS_CTRL, PCI_ATS_CTRL_ENABLE, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY, PCI_EXP_DEVCAP, PCI_EXP_DEVCAP_FLR,
+  PCI_ATS_CTRL, PCI_ATS_CTRL_ENABLE, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY, PCI_EXP_DEVCAP, PCI_EXP_DEVCAP_FLR,
   PCI_EXP_DEVCTL, PCI_EXP_DEVCTL_BCR_FLR, PCI_EXP_DEVSTA, PCI_EXP_DEVSTA_TRPND, PCI_EXP_TYPE_ENDPOINT, PCI_HEADER_TYPE, PCI_PASID_CTRL,
-  PCI_PASID_CTRL_ENABLE, PCI_PASID_CTRL_EXEC, PCI_PASID_CTRL_PRIV, PCI_PRI_CTRL, PCI_PRI_ALLOC_REQ, PCI_STD_NUM_BARS, type PciExpType,
+  PCI_MSI_FLAGS, PCI_PASID_CTRL_ENABLE, PCI_PASID_CTRL_EXEC, PCI_PASID_CTRL_PRIV, PCI_PRI_CTRL, PCI_PRI_ALLOC_REQ, PCI_STD_NUM_BARS, type IntxPin, type PciErrorSeverity, type PciExpType,
 } from '../spec/index.js';
 import { Bar, BarWindow, type BarOptions } from './bar.js';
 import { ConfigSpace } from './config-space.js';
+import { noteError } from './error-report.js';
 import type { Fabric } from './fabric.js';
 import {
   addAcs, addAts, addExpress, addPasid, addPowerManagement, addSiov, buildHeader, type AtsOptions, type IdentityOptions, type PasidOptions,
 } from './function-config.js';
 import { FunctionPort } from './function-port.js';
+import { Intx } from './intx.js';
+import { Msi, type MsiOptions } from './msi.js';
 import { Msix, MsixWindow, type MsixOptions } from './msix.js';
 import { PageRequestInterface, type PageRequestOptions } from './page-request-interface.js';
 import type { PeerWindow } from './peer-access.js';
@@ -29,13 +32,16 @@ import { SrIov, type SrIovOptions } from './sr-iov.js';
 
 export type ResetKind = 'flr' | 'bus';
 /** What changed in a function; `reset` and `removed` end everything that was under way. */
-export type FunctionChange = 'bus-master' | 'ats' | 'pasid' | 'pri' | 'msix' | 'reset' | 'removed';
+export type FunctionChange = 'bus-master' | 'ats' | 'pasid' | 'pri' | 'msi' | 'msix' | 'intx' | 'reset' | 'removed';
 
 export interface PciFunctionOptions extends IdentityOptions {
   readonly name: string;
   readonly deviceType?: PciExpType;
   readonly bars?: readonly BarOptions[];
+  readonly msi?: MsiOptions;
   readonly msix?: MsixOptions;
+  /** Interrupt Pin; a virtual function has none. */
+  readonly intx?: IntxPin;
   readonly ats?: AtsOptions;
   readonly pri?: PageRequestOptions;
   readonly pasid?: PasidOptions;
@@ -55,7 +61,7 @@ export interface PciFunctionOptions extends IdentityOptions {
   readonly wrapPort?: (port: FunctionPort) => DmaPort;
   /** The physical function of a virtual one. */
   readonly physfn?: PciFunction;
-  /** `pci.ignore-bus-master`, `pci.translated-without-ats`, `pci.ignore-pri-allocation`, `pci.msix-ignore-mask` */
+  /** `pci.ignore-bus-master`, `pci.translated-without-ats`, `pci.ignore-pri-allocation`, `pci.msix-ignore-mask`, `pci.msi-ignore-mask`, `pci.intx-ignore-disable` */
   readonly defects?: ReadonlySet<string>;
 }
 
@@ -83,7 +89,10 @@ export class PciFunction extends PciNode {
   /** The fabric's end of `port`; the same unless a test wrapped it. */
   readonly fabricPort: FunctionPort;
   readonly bars: (Bar | undefined)[] = Array.from({ length: PCI_STD_NUM_BARS }, () => undefined);
+  readonly msi: Msi | undefined;
   readonly msix: Msix | undefined;
+  /** Set by the topology: an error message for the root complex. */
+  onErrorMessage: ((severity: PciErrorSeverity) => void) | undefined;
   /** The page request interface, a virtual function's is its physical function's. */
   readonly pri: PageRequestInterface | undefined;
   readonly sriov: SrIov | undefined;
@@ -94,6 +103,7 @@ export class PciFunction extends PciNode {
   violations = 0;
   busMaster = false;
   atsEnabled = false;
+  private readonly intx: Intx | undefined;
   private readonly express: number;
   private readonly ats: number;
   private readonly pasid: number;
@@ -108,6 +118,7 @@ export class PciFunction extends PciNode {
     super(options.name);
     const { config } = this, defects = options.defects ?? new Set<string>();
     const virtual = options.physfn !== undefined;
+    assert(!virtual || options.intx === undefined, `${options.name}: a virtual function has no interrupt pin`);
     assert(!virtual || (options.pri === undefined && options.pasid === undefined && options.sriov === undefined), `${options.name}: PRI, PASID and SR-IOV belong to the physical function`);
     this.physfn = options.physfn;
     this.e2eTlpPrefix = options.e2eTlpPrefix;
@@ -116,6 +127,12 @@ export class PciFunction extends PciNode {
     buildHeader(config, options, virtual);
     if (options.pm === true) addPowerManagement(config);
     this.express = addExpress(config, options.deviceType ?? PCI_EXP_TYPE_ENDPOINT, options);
+    this.msi = options.msi === undefined
+      ? undefined
+      : new Msi(config, options.msi, (address, data) => this.port.messageInterrupt(address, data), defects.has('pci.msi-ignore-mask'));
+    this.intx = options.intx === undefined
+      ? undefined
+      : new Intx({ pin: options.intx, config, messageSignalled: () => this.messageSignalled, ignoreDisable: defects.has('pci.intx-ignore-disable') });
     this.msix = options.msix === undefined
       ? undefined
       : new Msix(config, options.msix, (address, data) => this.port.messageInterrupt(address, data), defects.has('pci.msix-ignore-mask'));
@@ -193,6 +210,29 @@ export class PciFunction extends PciNode {
     this.msix.raise(vector);
   }
 
+  /** The same with MSI. */
+  raiseMsi(vector: number): void {
+    assert(this.msi !== undefined, `${this.name} has no MSI`);
+    this.msi.raise(vector);
+  }
+
+  /** MSI or MSI-X is enabled: the function must not use INTx. */
+  get messageSignalled(): boolean {
+    return (this.msi?.enabled ?? false) || (this.msix?.enabled ?? false);
+  }
+
+  /** The device's legacy interrupt, level-triggered; Interrupt Disable and enabled MSI or MSI-X are honoured. */
+  setIntx(level: boolean): void {
+    assert(this.intx !== undefined, `${this.name} has no interrupt pin`);
+    this.intx.set(level);
+  }
+
+  /** The function detected an error: status bits, and a message to the root complex where software enabled it. */
+  reportError(severity: PciErrorSeverity): void {
+    if (!this.present && this.physfn?.present !== true) return;
+    if (noteError(this.config, this.express, severity)) this.onErrorMessage?.(severity);
+  }
+
   /** The registers behind a BAR, as a CPU reaches them: all ones while memory space is disabled or the function gone. */
   window(bar: number): Mmio | undefined {
     return this.windows[bar];
@@ -220,6 +260,7 @@ export class PciFunction extends PciNode {
     this.busMaster = false;
     this.atsEnabled = false;
     this.msix?.functionReset();
+    this.intx?.set(false);
     if (this.physfn === undefined) this.pri?.functionReset();
     this.updateRights();
     this.notify('reset');
@@ -232,6 +273,7 @@ export class PciFunction extends PciNode {
     this.fabric = fabric;
     this.fabricPort.connect(fabric);
     this.path = path;
+    this.intx?.route(this, fabric.interrupts);
     this.updateRights();
   }
 
@@ -240,6 +282,7 @@ export class PciFunction extends PciNode {
     if (this.path === NO_PATH) return;
     this.sriov?.disable();
     this.path = NO_PATH;
+    this.intx?.route(this, undefined);
     this.updateRights();
     this.notify('removed');
   }
@@ -289,7 +332,8 @@ export class PciFunction extends PciNode {
         if (event === 'enabled' || event === 'disabled' || event === 'failed') this.featureChanged('pri');
       });
     }
-    if (this.msix !== undefined) config.onWrite(this.msix.offset + 2, 2, () => this.notify('msix'));
+    if (this.msi !== undefined) config.onWrite(this.msi.offset + PCI_MSI_FLAGS, 2, () => this.interruptsChanged('msi'));
+    if (this.msix !== undefined) config.onWrite(this.msix.offset + 2, 2, () => this.interruptsChanged('msix'));
   }
 
   private writeCommand(previous: number): void {
@@ -299,6 +343,7 @@ export class PciFunction extends PciNode {
       this.traceWrite('command', command);
       this.featureChanged('bus-master');
     }
+    if (this.intx !== undefined && ((command ^ previous) & PCI_COMMAND_INTX_DISABLE) !== 0) this.interruptsChanged('intx');
     if (((command ^ previous) & PCI_COMMAND_MEMORY) !== 0) this.onRoutingChange?.('windows');
   }
 
@@ -320,6 +365,11 @@ export class PciFunction extends PciNode {
     }
     this.featureChanged('pasid');
     for (const vf of this.sriov?.functions ?? []) vf.featureChanged('pasid');
+  }
+
+  private interruptsChanged(change: FunctionChange): void {
+    this.intx?.update();
+    this.notify(change);
   }
 
   private featureChanged(change: FunctionChange): void {

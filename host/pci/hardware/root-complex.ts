@@ -10,6 +10,7 @@
 import { assert } from '../../../sim/assert.js';
 import { PlainMmio, type AccessSize } from '../../../sim/mmio.js';
 import type { Window } from '../../system-bus.js';
+import type { PciErrorMessage, PciErrorSeverity, PciErrorSource } from '../spec/index.js';
 import {
   PCI_ACS_DT, PCI_ACS_EC, PCI_ACS_RR, PCI_ACS_SV, PCI_ACS_TB, PCI_EXP_TYPE_DOWNSTREAM, PCI_EXP_TYPE_UPSTREAM, requesterIdOf,
 } from '../spec/index.js';
@@ -34,7 +35,7 @@ interface Placed {
   readonly above: readonly PciPort[];
 }
 
-export class RootComplex {
+export class RootComplex implements PciErrorSource {
   readonly segment: number;
   readonly fabric: Fabric;
   readonly rootBuses: PciBus[] = [];
@@ -47,6 +48,7 @@ export class RootComplex {
   private switched = false;
   private updating = false;
   private stale = false;
+  private errorListeners: readonly ((message: PciErrorMessage) => void)[] = [];
 
   constructor(options: { fabric: Fabric; segment?: number }) {
     this.fabric = options.fabric;
@@ -85,6 +87,7 @@ export class RootComplex {
       traced?.trace.record(traced.remove, 0, fn.requesterId, options.surprise ? 1 : 0);
       if (fn.bus?.nodes.get(fn.devfn) === fn) fn.bus.nodes.delete(fn.devfn);
       fn.bus = undefined;
+      fn.onErrorMessage = undefined;
       fn.removed();
     }
     this.update();
@@ -117,6 +120,24 @@ export class RootComplex {
   /** All functions, virtual ones too. */
   functions(): PciFunction[] {
     return this.placed().map(({ fn }) => fn);
+  }
+
+  /** Error messages of functions, when the interrupt that tells software of them would arrive. */
+  listenErrors(listener: (message: PciErrorMessage) => void): () => void {
+    this.errorListeners = [...this.errorListeners, listener];
+    return () => {
+      this.errorListeners = this.errorListeners.filter((other) => other !== listener);
+    };
+  }
+
+  private errorMessage(fn: PciFunction, severity: PciErrorSeverity): void {
+    const { clock, timing, traced } = this.fabric, { requesterId: sourceId } = fn;
+    // declared here and not with the others: a kind that never occurs moves nobody's number
+    traced?.trace.record(traced.trace.define('pci:error', [['source', 'hex'], ['severity', 'str']]), 0, sourceId, traced.trace.intern(severity));
+    const delayNs = timing.jittered(timing.options.tlpNs) + timing.jittered(timing.options.interruptNs);
+    clock.post(delayNs, () => {
+      for (const listener of this.errorListeners) listener({ segment: this.segment, sourceId, severity });
+    });
   }
 
   private below(bus: PciBus, number: number): PciPort | undefined {
@@ -225,6 +246,7 @@ export class RootComplex {
       }
       if (reachable && this.fabric.register(fabricPort)) this.registered.push(fn);
       fn.onRoutingChange ??= (change) => this.changed(fn, change);
+      fn.onErrorMessage ??= (severity) => this.errorMessage(fn, severity);
     }
   }
 

@@ -29,7 +29,19 @@ export interface PciDriver {
   probe(device: PciDevice): Steps;
   /** Lets the device go, also when it is not there any more (`device.present` false). */
   remove(device: PciDevice): Steps;
+  /**
+   * The function, or another one below the same port, reported an uncorrectable error (`pci_error_handlers`); when it
+   * was fatal, the link is reset next. Without this method the error cannot be recovered from.
+   */
+  errorDetected?(device: PciDevice, severity: 'nonfatal' | 'fatal'): Steps<PciErrorVote>;
+  /** Somebody voted for a reset, and it is done: brings the device up again. */
+  slotReset?(device: PciDevice): Steps<PciErrorVote>;
+  /** Everybody is fine again. */
+  errorResume?(device: PciDevice): Steps;
 }
+
+/** `recovered` and `disconnect` are answers to a reset; a driver that gives up says `disconnect`. */
+export type PciErrorVote = 'can-recover' | 'need-reset' | 'disconnect' | 'recovered' | 'none';
 
 /** Told around the time in which a driver uses a device's DMA. */
 export interface DmaOwnership {
@@ -86,6 +98,15 @@ export class PciDrivers implements PciListener {
   /** The driver that has the device. */
   driverOf(device: PciDevice): PciDriver | undefined {
     return this.bound.get(device);
+  }
+
+  /** Lets the driver that has the device do something while nobody binds or unbinds; nothing without one (`device_lock`). */
+  *withDriver(device: PciDevice, steps: (driver: PciDriver) => Steps): Steps {
+    const own = this.bus.own(device);
+    yield* this.locked(own, () => {
+      const driver = this.bound.get(own);
+      return driver === undefined ? none() : steps(driver);
+    });
   }
 
   /** `new_id`: one more id for a driver, which then probes what matches. ENODEV no driver, EEXIST known id. */
@@ -181,6 +202,7 @@ export class PciDrivers implements PciListener {
       yield* driver.probe(device);
     } catch (error) {
       device.freeIrqs();
+      device.freeIntx();
       if (driver.driverManagedDma !== true) this.dmaOwnership?.releaseDma(device);
       throw error;
     }
@@ -196,6 +218,7 @@ export class PciDrivers implements PciListener {
     if (driver === undefined) return;
     yield* driver.remove(device);
     device.freeIrqs();
+    device.freeIntx();
     if (device.sriov !== undefined && device.sriov.enabledVfs > 0) {
       this.log.log('warn', `pci ${device.name}: driver left SR-IOV enabled after remove`);
     }
@@ -216,3 +239,5 @@ export class PciDrivers implements PciListener {
     }
   }
 }
+
+function* none(): Steps {}

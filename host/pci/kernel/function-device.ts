@@ -1,7 +1,7 @@
 /**
  * One PCI function in the kernel (`struct pci_dev`): its identity and capabilities as read from config space once,
  * its resources as enumeration assigned them, and the operations of the `PciDevice` interface. Everything acts
- * through config space bytes and BAR windows. Left out: power management, legacy interrupts, I/O BARs, VPD, ARI.
+ * through config space bytes and BAR windows. Left out: power management, I/O BARs, VPD, ARI.
  */
 import { Errno } from '../../../sim/errno.js';
 import type { Clock } from '../../../sim/clock.js';
@@ -10,7 +10,7 @@ import type { Steps } from '../../../sim/task.js';
 import type { KernelLog } from '../../kernel-log.js';
 import type { SystemBus } from '../../system-bus.js';
 import {
-  formatBdf, PCI_CAP_ID_EXP, PCI_CAP_ID_MSIX, PCI_CLASS_REVISION, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_DEVICE_ID,
+  formatBdf, PCI_CAP_ID_EXP, PCI_CAP_ID_MSI, PCI_CAP_ID_MSIX, PCI_CLASS_REVISION, PCI_COMMAND, PCI_COMMAND_MASTER, PCI_DEVICE_ID,
   PCI_EXP_DEVCAP2, PCI_EXP_DEVCAP2_EE_PREFIX, PCI_EXP_FLAGS, PCI_EXP_FLAGS_TYPE, PCI_EXP_TYPE_RC_END, PCI_EXP_TYPE_ROOT_PORT,
   PCI_EXT_CAP_ID_ACS, PCI_HEADER_TYPE, PCI_HEADER_TYPE_BRIDGE, PCI_HEADER_TYPE_MASK, PCI_HEADER_TYPE_MFD, PCI_VENDOR_ID,
   requesterIdOf, SIOV_DVSEC_ID, SIOV_DVSEC_VENDOR,
@@ -19,14 +19,16 @@ import { TranslationFeatures } from './ats.js';
 import { BarWindow } from './bar-window.js';
 import { findDvsec, listCapabilities, listExtCapabilities } from './capability-list.js';
 import { FunctionConfig, updateWord } from './config-access.js';
+import { IntxInterrupt } from './intx.js';
+import { MsiVectors } from './msi.js';
 import { MsixVectors } from './msix.js';
-import { resetFunction } from './reset.js';
+import { resetFunction, resetMethods } from './reset.js';
 import type { AddressRange } from './address-range.js';
 import type { BarResource } from './bars.js';
 import type { CapabilityEntry } from './capability-list.js';
 import type { ConfigAccess } from './config-access.js';
 import type { InterruptAllocator } from './msix.js';
-import type { PciDevice } from './pci-device.js';
+import type { PciDevice, PciResetMethod } from './pci-device.js';
 import type { Sriov } from './sriov.js';
 
 /** What functions need of the kernel around them. */
@@ -83,6 +85,8 @@ export class PciFunctionDevice implements PciDevice {
   readonly siov: boolean;
   readonly translation: TranslationFeatures;
   readonly msix: MsixVectors;
+  readonly msi: MsiVectors;
+  readonly intxInterrupt: IntxInterrupt;
   /** Memory BARs in register order. */
   bars: BarResource[] = [];
   /** A bridge's windows, once it forwards memory. */
@@ -136,6 +140,8 @@ export class PciFunctionDevice implements PciDevice {
       defects: services.defects,
     });
     this.msix = new MsixVectors(this.name, config, this.findCapability(PCI_CAP_ID_MSIX), services.interrupts, (bar) => this.ioremap(bar));
+    this.msi = new MsiVectors(this.name, config, this.findCapability(PCI_CAP_ID_MSI), services.interrupts);
+    this.intxInterrupt = new IntxInterrupt({ name: this.name, config, devfn, upstream, interrupts: services.interrupts, virtual: virtual !== undefined || this.isBridge });
   }
 
   /** False from the first read that nobody answered; asks the PF for a VF, whose ids read as ffff anyway. */
@@ -240,12 +246,76 @@ export class PciFunctionDevice implements PciDevice {
     return found?.start === undefined ? undefined : { start: found.start, sizeBytes: found.sizeBytes };
   }
 
+  get msixVectors(): number {
+    return this.msix.supported;
+  }
+
+  get msiVectors(): number {
+    return this.msi.supported;
+  }
+
   allocIrqs(name: string, handlers: readonly (() => void)[]): void {
+    if (this.findCapability(PCI_CAP_ID_MSIX) === undefined && this.findCapability(PCI_CAP_ID_MSI) !== undefined) {
+      this.allocMsi(name, handlers);
+      return;
+    }
+    if (this.msi.count > 0) throw new Errno('EINVAL', `MSI-X: device ${this.name} has MSI enabled`);
     this.msix.enable(name, handlers);
+  }
+
+  allocMsi(name: string, handlers: readonly (() => void)[]): void {
+    if (this.msix.count > 0) throw new Errno('EINVAL', `MSI: device ${this.name} has MSI-X enabled`);
+    this.msi.enable(name, handlers);
   }
 
   freeIrqs(): void {
     this.msix.disable();
+    this.msi.disable();
+  }
+
+  get interruptPin(): number {
+    return this.intxInterrupt.pin;
+  }
+
+  requestIntx(name: string, handler: () => boolean, options: { readonly exclusive?: boolean } = {}): void {
+    this.intxInterrupt.request(name, handler, options.exclusive);
+  }
+
+  freeIntx(): void {
+    this.intxInterrupt.free();
+  }
+
+  intx(enable: boolean): void {
+    this.intxInterrupt.set(enable);
+  }
+
+  get intxMaskSupported(): boolean {
+    return this.intxInterrupt.maskSupported;
+  }
+
+  checkAndMaskIntx(): boolean {
+    return this.intxInterrupt.checkAndMask();
+  }
+
+  checkAndUnmaskIntx(): boolean {
+    return this.intxInterrupt.checkAndUnmask();
+  }
+
+  disableIntxLine(): void {
+    this.intxInterrupt.disableLine();
+  }
+
+  enableIntxLine(): void {
+    this.intxInterrupt.enableLine();
+  }
+
+  /** This function, its virtual functions, and everything below when it is a bridge; parents first, in the order of the bus. */
+  get subtree(): PciFunctionDevice[] {
+    return [this, ...(this.sriov?.functions ?? []), ...this.children.flatMap((child) => child.subtree)];
+  }
+
+  get resetMethods(): readonly PciResetMethod[] {
+    return resetMethods(this);
   }
 
   reset(): Steps {

@@ -41,7 +41,19 @@ export class IommuGroups {
 
   /** Groups that have members, by number. */
   get list(): readonly PciGroup[] {
-    return this.byId.filter((group) => group !== undefined);
+    return this.byId.filter((group) => group !== undefined).filter(({ devices }) => devices.length > 0);
+  }
+
+  /** Lowest number that is no group's, for a group of something else than PCI functions. Pairs with `release`. */
+  reserve(): number {
+    return this.allocate().id;
+  }
+
+  /** Gives a number of `reserve` back. */
+  release(id: number): void {
+    const group = this.byId[id];
+    assert(group !== undefined && group.devices.length === 0, `IOMMU group ${id} was not reserved`);
+    this.byId[id] = undefined;
   }
 
   /** The group of a device that is on the bus. */

@@ -6,6 +6,7 @@ export * from './bdf.js';
 export * from './capability-list.js';
 export * from './config-access.js';
 export * from './drivers.js';
+export * from './errors.js';
 export * from './function-device.js';
 export * from './groups.js';
 export * from './lspci/hex-dump.js';

@@ -1,10 +1,12 @@
 /**
  * MSI-X as the kernel sets it up: the capability's control word in config space, the table in a BAR
  * (PCIe Base 6.0 section 7.7.2; drivers/pci/msi). Sequence of `msix_capability_init`: enable with everything masked,
- * write the entries, switch INTx off, unmask the function. Left out: MSI, changing affinity, masking one vector.
+ * write the entries, switch INTx off, unmask the function. MSI stands in msi.ts.
+ * Left out: changing affinity, masking one vector.
  */
 import { Errno } from '../../../sim/errno.js';
 import type { Mmio } from '../../../sim/mmio.js';
+import type { LineAction } from '../../interrupt-lines.js';
 import type { IrqVector } from '../../interrupts.js';
 import {
   PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, PCI_MSIX_ENTRY_CTRL_MASKBIT, PCI_MSIX_ENTRY_DATA, PCI_MSIX_ENTRY_LOWER_ADDR,
@@ -18,6 +20,13 @@ import type { ConfigWindow } from './pci-device.js';
 export interface InterruptAllocator {
   request(name: string, handler: () => void): IrqVector;
   free(vector: IrqVector): void;
+  /** 2^n consecutive vectors for MSI, at least as many as handlers; without it a function gets one at most. */
+  requestBlock?(name: string, handlers: readonly (() => void)[]): IrqVector[];
+  /** Level-triggered lines; without them there are no legacy interrupts. */
+  requestLine?(line: number, name: string, handler: () => boolean, shared: boolean): LineAction;
+  freeLine?(action: LineAction): void;
+  disableLine?(line: number): void;
+  enableLine?(line: number): void;
 }
 
 export class MsixVectors {
@@ -40,6 +49,11 @@ export class MsixVectors {
     return this.vectors.length;
   }
 
+  /** Vectors in the function's table; 0 without the capability. */
+  get supported(): number {
+    return this.capability === undefined ? 0 : (this.config.read(this.capability + PCI_MSIX_FLAGS, 2) & PCI_MSIX_FLAGS_QSIZE) + 1;
+  }
+
   /** Vectors as programmed, for printing. */
   get list(): readonly IrqVector[] {
     return this.vectors;
@@ -53,7 +67,7 @@ export class MsixVectors {
     if (handlers.length === 0) throw new Errno('EINVAL', `MSI-X: no vector asked for ${this.name}`);
     if (this.capability === undefined) throw new Errno('EINVAL', `MSI-X: device ${this.name} has no MSI-X capability`);
     if (this.vectors.length > 0) throw new Errno('EINVAL', `MSI-X: device ${this.name} has it enabled already`);
-    const size = (this.config.read(this.capability + PCI_MSIX_FLAGS, 2) & PCI_MSIX_FLAGS_QSIZE) + 1;
+    const size = this.supported;
     if (handlers.length > size) throw new Errno('ENOSPC', `MSI-X: device ${this.name} has ${size} vectors, ${handlers.length} asked for`);
     const table = this.table();
     const vectors: IrqVector[] = [];

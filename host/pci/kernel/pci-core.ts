@@ -23,6 +23,7 @@ import { compareBdf } from './bdf.js';
 import { updateWord } from './config-access.js';
 import { PciFunctionDevice } from './function-device.js';
 import { IommuGroups } from './groups.js';
+import { resetBelow } from './reset.js';
 import { Sriov } from './sriov.js';
 import type { ConfigAccess } from './config-access.js';
 import type { FunctionPlace, PciServices } from './function-device.js';
@@ -201,12 +202,38 @@ export class PciCore implements PciServices {
     yield* pf.sriov.disable();
   }
 
+  /**
+   * Secondary bus reset below a bridge: every function there is reset and gets its state back, whoever drives it.
+   * ENOTTY when it is no bridge, or something does not come back.
+   */
+  *resetBus(bridge: PciDevice): Steps {
+    const own = this.own(bridge);
+    if (!own.isBridge) throw new Errno('ENOTTY', `device ${own.name} is no bridge: it has no bus to reset`);
+    yield* resetBelow(own, this);
+  }
+
+  /** The bus that the function is on, with everybody there (`pci_reset_bus`). ENOTTY on a root bus. */
+  *resetBusOf(device: PciDevice): Steps {
+    yield* resetBelow(this.bridgeAbove(device), this);
+  }
+
+  /** The functions that a reset of the function's bus resets, itself too, in the order of the bus. ENOTTY on a root bus. */
+  affectedByBusReset(device: PciDevice): readonly PciFunctionDevice[] {
+    return this.bridgeAbove(device).subtree.slice(1);
+  }
+
   *resetPrepare(device: PciFunctionDevice): Steps {
     for (const listener of this.listeners.toReversed()) yield* listener.resetPrepare?.(device) ?? none();
   }
 
   *resetDone(device: PciFunctionDevice): Steps {
     for (const listener of this.listeners) yield* listener.resetDone?.(device) ?? none();
+  }
+
+  private bridgeAbove(device: PciDevice): PciFunctionDevice {
+    const own = this.own(device);
+    if (own.upstream === undefined) throw new Errno('ENOTTY', `device ${own.name} is on a root bus, which nobody resets`);
+    return own.upstream;
   }
 
   // ---- scanning
@@ -244,6 +271,7 @@ export class PciCore implements PciServices {
     updateWord(device.config, PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY, 0);
     device.bars = sizeBars(device.config, PCI_BASE_ADDRESS_0, device.isBridge ? PCI_BRIDGE_NUM_BARS : PCI_STD_NUM_BARS, 1);
     device.sriov = Sriov.find(device, this.clock);
+    device.intxInterrupt.writeLine();
     upstream?.children.push(device);
     found.push(device);
     return device;
@@ -306,6 +334,7 @@ export class PciCore implements PciServices {
     // a driver should have done it
     if (device.sriov !== undefined && device.sriov.enabledVfs > 0 && device.present) yield* device.sriov.disable();
     device.freeIrqs();
+    device.freeIntx();
     if (device.physfn === undefined) {
       // no request leaves any more, no window is decoded (`pciehp_unconfigure_device`)
       updateWord(device.config, PCI_COMMAND, PCI_COMMAND_MASTER | PCI_COMMAND_SERR | PCI_COMMAND_MEMORY, PCI_COMMAND_INTX_DISABLE);

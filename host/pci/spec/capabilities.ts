@@ -20,7 +20,7 @@ export const PCI_PM_CTRL_STATE_MASK = 0x0003;
 export const PCI_PM_CTRL_NO_SOFT_RESET = 0x0008;
 export const PCI_PM_SIZEOF = 8;
 
-// MSI; the 64-bit layout with per-vector masking is 24 bytes
+// MSI; the 64-bit layout is 14 bytes, with per-vector masking 24
 export const PCI_MSI_FLAGS = 0x02;
 export const PCI_MSI_FLAGS_ENABLE = 0x0001;
 export const PCI_MSI_FLAGS_QMASK = 0x000e;
@@ -29,10 +29,14 @@ export const PCI_MSI_FLAGS_64BIT = 0x0080;
 export const PCI_MSI_FLAGS_MASKBIT = 0x0100;
 export const PCI_MSI_ADDRESS_LO = 0x04;
 export const PCI_MSI_ADDRESS_HI = 0x08;
+/** Of the layout with 32-bit addresses, where everything behind the address lies four bytes lower. */
+export const PCI_MSI_DATA_32 = 0x08;
 export const PCI_MSI_DATA_64 = 0x0c;
+export const PCI_MSI_MASK_32 = 0x0c;
 export const PCI_MSI_MASK_64 = 0x10;
 export const PCI_MSI_PENDING_64 = 0x14;
 export const PCI_MSI_SIZEOF = 0x18;
+export const PCI_MSI_UNMASKABLE_64_SIZEOF = 0x0e;
 
 // MSI-X, 12 bytes
 export const PCI_MSIX_FLAGS = 2;
@@ -76,6 +80,11 @@ export const PCI_EXP_DEVCAP_RBER = 0x0000_8000;
 export const PCI_EXP_DEVCAP_EXT_TAG = 0x0000_0020;
 export const PCI_EXP_DEVCAP_FLR = 0x1000_0000;
 export const PCI_EXP_DEVCTL = 0x08;
+/** Report correctable, non-fatal, fatal errors, unsupported requests. */
+export const PCI_EXP_DEVCTL_CERE = 0x0001;
+export const PCI_EXP_DEVCTL_NFERE = 0x0002;
+export const PCI_EXP_DEVCTL_FERE = 0x0004;
+export const PCI_EXP_DEVCTL_URRE = 0x0008;
 export const PCI_EXP_DEVCTL_PAYLOAD = 0x00e0;
 export const PCI_EXP_DEVCTL_READRQ = 0x7000;
 /** Initiate Function Level Reset; reads as zero. */

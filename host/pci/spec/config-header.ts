@@ -20,6 +20,8 @@ export const PCI_COMMAND_SERR = 0x100;
 export const PCI_COMMAND_INTX_DISABLE = 0x400;
 
 export const PCI_STATUS = 0x06;
+/** INTx is pending inside the function, whatever Interrupt Disable says. */
+export const PCI_STATUS_INTERRUPT = 0x08;
 export const PCI_STATUS_CAP_LIST = 0x10;
 export const PCI_STATUS_PARITY = 0x100;
 export const PCI_STATUS_SIG_TARGET_ABORT = 0x800;
@@ -106,6 +108,22 @@ export function deviceOf(devfn: number): number {
 
 export function functionOf(devfn: number): number {
   return devfn & 7;
+}
+
+/** Interrupt pins, values of PCI_INTERRUPT_PIN: INTA# is 1. */
+export type IntxPin = 1 | 2 | 3 | 4;
+
+/** What `pin` of a function of `device` is above the bridge (PCIe 6.0 table 2-21; `pci_swizzle_interrupt_pin`). */
+export function swizzleIntx(device: number, pin: IntxPin): IntxPin {
+  return (((pin - 1 + device) % 4) + 1) as IntxPin;
+}
+
+/** Global interrupts 16 to 19, which PCI's four root pins share on PC chipsets. */
+export const FIRST_INTX_LINE = 16;
+
+/** The interrupt controller's input for a pin on a root bus: the routing that firmware would tell (ACPI `_PRT`). */
+export function rootIntxLine(device: number, pin: IntxPin): number {
+  return FIRST_INTX_LINE + swizzleIntx(device, pin) - 1;
 }
 
 /** Requester id (bus 15:8, device 7:3, function 2:0; PCIe 6.0 section 2.2.4.2). */

@@ -2,3 +2,4 @@
 export * from './config-header.js';
 export * from './capabilities.js';
 export * from './extended-capabilities.js';
+export * from './errors.js';

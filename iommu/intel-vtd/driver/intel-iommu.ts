@@ -202,6 +202,11 @@ export class IntelIommu implements IommuOps {
     return info !== undefined && this.features.enabled(info, feature);
   }
 
+  /** Every unit that is in use nests, as Linux asks (nested_mode_support). */
+  canNest(): boolean {
+    return this.units.length > 0 && this.units.every((unit) => unit.scalable && unit.capabilities.nested);
+  }
+
   /** ENODEV before `start`; EINVAL for `sva`, whose tables belong to processes; ENOMEM. */
   domainAlloc(type: DomainType): IommuDomain {
     const { limits } = this;
