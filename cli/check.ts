@@ -10,9 +10,13 @@ export function check(io: Io, files: readonly string[]): number {
   for (const file of files) {
     try {
       const { topology } = loadTopology(file);
-      const { devices } = topology.host;
-      const processes = topology.processes.reduce((sum, process) => sum + process.count, 0);
-      io.stdout.write(`${file}: ok (${devices.length} device${devices.length === 1 ? '' : 's'}, ${processes} process${processes === 1 ? '' : 'es'})\n`);
+      const count = (all: readonly { readonly count: number }[]): number => all.reduce((sum, process) => sum + process.count, 0);
+      const { mdevs, guests } = topology;
+      const parts = [
+        counted(topology.host.devices.length, 'device'), ...(mdevs.length === 0 ? [] : [counted(mdevs.length, 'mediated device')]), ...(guests.length === 0 ? [] : [counted(guests.length, 'guest')]),
+        counted(count(topology.processes) + guests.reduce((sum, guest) => sum + count(guest.processes), 0), 'process', 'processes'),
+      ];
+      io.stdout.write(`${file}: ok (${parts.join(', ')})\n`);
     } catch (error) {
       if (!(error instanceof InvalidInput)) throw error;
       for (const line of formatProblems(error.problems)) say(io, line);
@@ -25,4 +29,8 @@ export function check(io: Io, files: readonly string[]): number {
 export function schema(io: Io): number {
   io.stdout.write(`${JSON.stringify(topologyJsonSchema(), null, 2)}\n`);
   return EXIT.ok;
+}
+
+function counted(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
 }

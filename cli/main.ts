@@ -8,6 +8,7 @@ import { explainFailure } from './failure.js';
 import { inspect } from './inspect.js';
 import { ioFor, type Io } from './io.js';
 import { lspciCommand } from './lspci.js';
+import { addMdevCommands } from './mdev.js';
 import { replay } from './replay.js';
 import { run } from './run.js';
 
@@ -78,13 +79,14 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--log [file]', 'a kernel log instead; - or nothing for standard input')
     .option('--json', 'print JSON')
     .action((options) => answer(explain(io, options as Parameters<typeof explain>[1])));
+  addMdevCommands(command('mdev', 'mediated devices of a topology, in the words of mdevctl'), io, answer);
   command('replay', 'do again what another IOMMU, or this one, was recorded doing, and compare every answer')
     .argument('<files...>', 'vectors and recordings (JSON, also .gz), traces of Linux (.jsonl, also .gz), or folders of them')
     .option('--known <file>', 'list of disagreements whose reason is known; default: disagreements.yaml beside each file, else the one shipped with vfiosim')
     .option('-v, --verbose', 'print known disagreements, stale answers and unsupported steps as well')
     .option('--json', 'print everything as one JSON object')
     .action(async (files: string[], options) => answer(await replay(io, files, options as Parameters<typeof replay>[2])));
-  for (const one of [program, ...program.commands]) {
+  for (const one of [program, ...program.commands, ...program.commands.flatMap(({ commands }) => commands)]) {
     one.exitOverride().showHelpAfterError('(vfiosim --help lists the commands)')
       .configureOutput({ writeOut: (text) => void io.stdout.write(text), writeErr: (text) => void io.stderr.write(text) });
   }

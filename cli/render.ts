@@ -1,18 +1,19 @@
 /** The summary as tables for people, and where a machine stopped. */
 import Table from 'cli-table3';
 import type { MachineState, TaskState } from '../harness/machine-state.js';
-import type { FlowSummary, Summary } from '../harness/summary.js';
+import type { FlowSummary, GuestSummary, Summary } from '../harness/summary.js';
 import { formatSize, formatTime } from '../harness/topology/units.js';
 import type { Colors } from './io.js';
 
 const MANY_FLOWS = 24;
+const MANY_DEVICES = 8;
 const MANY_TASKS = 24;
 
 /** @param state where the machine stands, when the run did not end by itself */
 export function renderSummary(summary: Summary, colors: Colors, state?: MachineState): string {
   const lines = [`${colors.bold(summary.topology)}  seed ${summary.seed}  ${formatTime(summary.virtualTimeNs)} simulated, ${summary.events} events`, ''];
   if (state !== undefined) lines.push(...stateLines(state, colors), '');
-  lines.push(...flowTable(summary.flows, colors), '', invariantTable(summary, colors), '');
+  lines.push(...guestTable(summary.guests, colors), ...flowTable(summary.flows, colors), '', invariantTable(summary, colors), '');
   const leaks = Object.entries(summary.leaks);
   // what is still in use has leaked only after teardown
   if (summary.end === 'finished') lines.push(`leaks: ${leaks.map(([name, count]) => (count === 0 ? `${name} 0` : colors.red(`${name} ${count}`))).join(', ')}`);
@@ -41,6 +42,20 @@ function taskLines(title: string, tasks: readonly TaskState[], colors: Colors): 
     return `  ${task.name}${task.step === '' ? '' : `, ${task.step}`}: ${does}${held}`;
   });
   return [colors.bold(title), ...shown, ...(tasks.length > MANY_TASKS ? [`  … and ${tasks.length - MANY_TASKS} more`] : [])];
+}
+
+function guestTable(guests: readonly GuestSummary[], colors: Colors): string[] {
+  if (guests.length === 0) return [];
+  const table = new Table({ head: ['guest', 'state', 'memory', 'devices'], colAligns: ['left', 'left', 'right', 'left'], style: { head: [], border: [], compact: true } });
+  const shown = guests.slice(0, MANY_FLOWS);
+  for (const { name, state, memoryBytes, devices } of shown) {
+    const color = state === 'running' || state === 'off' ? colors.green : state === 'refused' ? colors.red : colors.yellow;
+    table.push([name, color(state), formatSize(memoryBytes), devices.slice(0, MANY_DEVICES).join('\n') + (devices.length > MANY_DEVICES ? `\n… and ${devices.length - MANY_DEVICES} more` : '')]);
+  }
+  const lines = [table.toString()];
+  if (guests.length > shown.length) lines.push(`… and ${guests.length - shown.length} more guests (--json lists them)`);
+  lines.push(...guests.filter(({ reason }) => reason !== '').slice(0, MANY_FLOWS).map(({ name, state, reason }) => `${name} was ${state}: ${reason}`));
+  return [...lines, ''];
 }
 
 function flowTable(flows: readonly FlowSummary[], colors: Colors): string[] {

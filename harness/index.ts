@@ -15,6 +15,8 @@ export async function createMachine(source: string | TopologyInput, options: Mac
 export { createMachineSync, Machine, MachineSession, type MachineOptions };
 export { SimulatedProcess, type MmapOptions, type Protection } from './session/process.js';
 export { DeviceHandle, type BatchOperation, type DeviceResult, type OperationOptions } from './session/device-handle.js';
+export { SimulatedGuest } from './session/guest.js';
+export type { GuestState } from './guests/guest.js';
 export { KernelApi, type SvaBindOptions } from './session/kernel.js';
 export type { FaultRecord, InterruptRecord, PageRequestRecord, PageResponseRecord, UnrecoverableFaultRecord } from './session/records.js';
 export { Deadlock } from './session/turns.js';
@@ -27,7 +29,7 @@ export { Errno, ERRNO, isErrno, type ErrnoName } from '../sim/errno.js';
 export { InvalidInput, formatProblems, type Problem } from './topology/problems.js';
 export { loadTopology, checkTopology } from './topology/load.js';
 export { topologyJsonSchema, type Topology, type TopologyInput } from './topology/schema.js';
-export type { FlowSummary, InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
+export type { FlowSummary, GuestSummary, InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
 export type { MachineState, TaskState } from './machine-state.js';
 export { Checker } from './checkers/invariant.js';
 export type { WalkReport, WalkTarget } from './inspect.js';

@@ -60,7 +60,7 @@ export class Machine implements Inspectable {
   readonly checkers: CheckerSet;
   /** Undefined while the machine can go on. */
   end: RunEnd | undefined;
-  private readonly loaded: LoadedTopology;
+  readonly loaded: LoadedTopology;
   private booted = false;
   private begun = false;
   private framesAtStart = 0;
@@ -99,12 +99,12 @@ export class Machine implements Inspectable {
   }
 
   /** Runs `steps` as a task until it ends; what it throws is thrown here, or LimitReached. Others run meanwhile. */
-  execute<T>(what: string, steps: Steps<T>): T {
-    const task = this.host.scheduler.spawn(what, steps, { joined: true });
+  execute<T>(what: string, steps: Steps<T>, scheduler: Scheduler = this.host.scheduler): T {
+    const task = scheduler.spawn(what, steps, { joined: true });
     while (!task.ended) {
       const reason = this.clock.run({ stop: () => task.ended });
       if (task.ended) break;
-      if (reason === 'idle') throw new SimulatorBug(`deadlock: ${this.host.scheduler.deadlockReport().join('; ')}`);
+      if (reason === 'idle') throw new SimulatorBug(`deadlock: ${this.deadlockReport().join('; ')}`);
       if (reason === 'time-limit' || reason === 'event-limit') throw new LimitReached(what, reason);
     }
     if (task.state === 'failed') throw task.error;
@@ -157,7 +157,7 @@ export class Machine implements Inspectable {
         continue;
       }
       if (untilNs !== undefined && this.scenario.unfinished().length > 0 && this.schedulers.every((scheduler) => scheduler.blocked().length === 0)) return 'stopped';
-      this.deadlock = this.schedulers.flatMap((scheduler) => scheduler.deadlockReport());
+      this.deadlock = this.deadlockReport();
       return this.deadlock.length > 0 ? 'deadlock' : 'finished';
     }
   }
@@ -185,7 +185,7 @@ export class Machine implements Inspectable {
         if (guest.state === 'running') this.execute(`shutdown of ${guest.name}`, guest.shutdown());
         else if (guest.alive) this.execute(`end of ${guest.name}`, guest.kill());
       }
-      for (const program of this.scenario.unfinished()) this.execute(`exit of ${program.name}`, program.exit());
+      for (const program of this.scenario.unfinished()) this.execute(`exit of ${program.name}`, program.exit(), program.world.scheduler);
       try {
         this.execute('shutdown', shutdownHost(this.host));
       } catch (error) {
@@ -197,6 +197,11 @@ export class Machine implements Inspectable {
     const { pasids, domains } = core.usage;
     this.leaks = { pasids, pinnedPages: frames.pinnedPages, domains, frames: this.end === 'finished' ? frames.inUse - this.framesAtStart - this.kernelFrames() : 0 };
     this.invariants = [...[this.checkers, ...this.added].flatMap((set) => set.finish()), balance(this.leaks), ...(this.end === 'finished' ? [subscriptionsEnd(this.host.mailbox)] : [])];
+  }
+
+  /** Tasks of any kernel that wait for something that never comes, a line each. */
+  deadlockReport(): string[] {
+    return this.schedulers.flatMap((scheduler) => scheduler.deadlockReport());
   }
 
   /** Of every kernel that runs. */

@@ -8,12 +8,13 @@ import type { LspciOptions } from '../host/pci/kernel/lspci/lspci.js';
 import type { Device } from '../host/device.js';
 import type { PciFunctionDevice } from '../host/pci/kernel/function-device.js';
 import { Errno } from '../sim/errno.js';
-import { sleep, type Steps } from '../sim/task.js';
+import { sleep, type Scheduler, type Steps } from '../sim/task.js';
 import type { Trace } from '../sim/trace.js';
 import type { Checker } from './checkers/invariant.js';
 import { parseWalkTarget, type WalkReport, type WalkTarget } from './inspect.js';
 import type { Machine } from './machine.js';
 import { stateOf, type MachineState } from './machine-state.js';
+import { SimulatedGuest } from './session/guest.js';
 import { KernelApi } from './session/kernel.js';
 import { duration } from './session/numbers.js';
 import { SimulatedProcess } from './session/process.js';
@@ -37,8 +38,8 @@ export class MachineSession implements AsyncDisposable, Disposable {
   /** Boots the machine. */
   constructor(model: Machine) {
     this.model = model;
-    const { core, interrupts, scheduler } = model.host;
-    this.turns = new Turns(model.clock, scheduler);
+    const { core, interrupts } = model.host;
+    this.turns = new Turns(model.clock, () => model.deadlockReport());
     this.kernel = new KernelApi(this);
     this.faults$ = core.faults$.pipe(map((report) => faultRecord(report, this.nameOf(report.device))));
     this.responses$ = core.responses$.pipe(map((response) => responseRecord(response, this.nameOf(response.device))));
@@ -68,6 +69,24 @@ export class MachineSession implements AsyncDisposable, Disposable {
     this.refuseEnded(`process ${name}`);
     this.refuseTakenName(name);
     return new SimulatedProcess(this, this.model.scenario.world.newProgram(name));
+  }
+
+  /** A guest of the topology, in whatever state. ENODEV no guest of that name. */
+  guest(name: string): SimulatedGuest {
+    const { scenario, loaded } = this.model;
+    const topology = loaded.topology.guests.find((guest) => guest.name === name);
+    if (topology === undefined) throw new Errno('ENODEV', `there is no guest ${name}`);
+    return new SimulatedGuest(this, scenario.guests.get(name) ?? scenario.newGuest(topology));
+  }
+
+  /** Creates a mediated device that the topology defines, by name or UUID. ENOENT, or what its parent refuses. */
+  async startMdev(reference: string): Promise<void> {
+    await this.perform(`start of ${reference}`, this.model.host.passthrough.startMdev(reference));
+  }
+
+  /** Removes it; its user is asked for it. ENODEV, EAGAIN, EBUSY. */
+  async stopMdev(reference: string): Promise<void> {
+    await this.perform(`stop of ${reference}`, this.model.host.passthrough.stopMdev(reference));
   }
 
   /** Lets simulated time pass. @param time `10us`, or nanoseconds */
@@ -151,9 +170,9 @@ export class MachineSession implements AsyncDisposable, Disposable {
   }
 
   /** Runs kernel or process code as a task until it has ended. For what the methods above do not offer. */
-  async perform<T>(what: string, steps: Steps<T>): Promise<T> {
+  async perform<T>(what: string, steps: Steps<T>, scheduler: Scheduler = this.model.host.scheduler): Promise<T> {
     this.refuseEnded(what);
-    return this.turns.perform(what, steps);
+    return this.turns.perform(what, steps, scheduler);
   }
 
   /** @internal ENODEV */

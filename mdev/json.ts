@@ -171,7 +171,8 @@ class JsonReader {
 
   private here(): string {
     const start = this.offset;
-    const word = this.match(WORD) ?? this.text[start];
+    const code = this.text.codePointAt(start);
+    const word = this.match(WORD) ?? (code === undefined ? undefined : String.fromCodePoint(code));
     this.offset = start;
     return word === undefined ? 'the end of the file' : `"${word}"`;
   }

@@ -38,6 +38,8 @@ export interface VmOptions {
   readonly trace?: Trace | undefined;
   /** The host cannot give the guest a page: its virtual CPUs have been paused. */
   readonly onInternalError?: (failure: GuestFault) => void;
+  /** The VMM's address space is gone, or the descriptor. Called once. */
+  readonly onGone?: () => void;
   /** `kvm.stale-translation`, `kvm.enqcmd-untranslated` */
   readonly defects?: ReadonlySet<string>;
 }
@@ -77,7 +79,7 @@ export class Vm implements OpenFile, EnqueueTranslation {
     this.slotKind = trace?.define('kvm:set_memory_region', [['vm', 'str'], ['slot', 'dec'], ['gpa', 'page'], ['pages', 'dec'], ['hva', 'page']]);
     this.pasids = new PasidTranslation(options.memory, options.frames);
     this.memory = new GuestMemory({
-      host: options.memory, mm: process.mm, trace, vm: this.id, onGone: () => options.clock.stop(), stall: () => options.clock.hold(), onFailure: (failure) => this.fail(failure),
+      host: options.memory, mm: process.mm, trace, vm: this.id, onGone: () => this.stop(), stall: () => options.clock.hold(), onFailure: (failure) => this.fail(failure),
       ...(options.defects === undefined ? {} : { defects: options.defects }),
     });
   }
@@ -141,11 +143,18 @@ export class Vm implements OpenFile, EnqueueTranslation {
 
   // oxlint-disable-next-line require-yield -- OpenFile.release may sleep
   *release(): Steps {
-    this.options.clock.stop();
+    this.stop();
     for (const { end } of this.irqfds) end();
     this.irqfds = [];
     this.memory.close();
     this.pasids.destroy();
+  }
+
+  private stop(): void {
+    const { clock, onGone } = this.options;
+    if (clock.state === 'stopped') return;
+    clock.stop();
+    onGone?.();
   }
 
   /** KVM_RUN fails; QEMU pauses the guest with an internal error. */

@@ -1,13 +1,12 @@
 /** VFIO and mediated devices of the host: who offers devices to user space, and which the topology defines. */
 import { ContainerModule } from 'inversify';
-import { IdxdMdevParents } from '../../devices/dsa/parent/vdcm.js';
+import { IdxdMdevParents } from '../../devices/dsa/parent/idxd-mdev.js';
 import { MttyParent } from '../../devices/mtty/parent/mtty-parent.js';
 import type { Device } from '../../host/device.js';
 import type { FrameAllocator } from '../../host/frames.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { PciDrivers } from '../../host/pci/kernel/drivers.js';
 import type { PciCore } from '../../host/pci/kernel/pci-core.js';
-import type { Timing } from '../../host/timing.js';
 import type { IommuCore } from '../../iommu/core/core.js';
 import { MdevCore } from '../../mdev/core.js';
 import { applyAttributes } from '../../mdev/definitions.js';
@@ -25,7 +24,7 @@ import type { MdevTopology, Topology } from '../topology/schema.js';
 import type { DeviceModels } from './devices.js';
 import type { IommuDriver } from './iommu.js';
 import type { Settings } from './settings.js';
-import { CLOCK, DEVICE_MODELS, FRAMES, IDXD_MDEV, IOMMU_CORE, IOMMU_DRIVER, LOG, MDEVS, MEMORY, PASSTHROUGH, PCI, PCI_DRIVERS, SCHEDULER, SETTINGS, TIMING, TRACE, VFIO, VFIO_TYPE1 } from './tokens.js';
+import { CLOCK, DEVICE_MODELS, FRAMES, IDXD_MDEV, IOMMU_CORE, IOMMU_DRIVER, LOG, MDEVS, MEMORY, PASSTHROUGH, PCI, PCI_DRIVERS, SCHEDULER, SETTINGS, TRACE, VFIO, VFIO_TYPE1 } from './tokens.js';
 
 export interface PassthroughParts {
   readonly vfio: Vfio;
@@ -106,9 +105,8 @@ export const passthroughModule = new ContainerModule(({ bind }) => {
     [SCHEDULER, LOG, VFIO, PCI, TRACE, SETTINGS],
   ).inSingletonScope();
   bind(IDXD_MDEV).toResolvedValue(
-    (clock: Clock, scheduler: Scheduler, timing: Timing, log: KernelLog, core: IommuCore, mdevs: MdevCore, vfio: Vfio, trace: Trace, { defects }: Settings) =>
-      new IdxdMdevParents({ clock, scheduler, timing, log, iommu: core, mdevs, vfio, trace, defects }),
-    [CLOCK, SCHEDULER, TIMING, LOG, IOMMU_CORE, MDEVS, VFIO, TRACE, SETTINGS],
+    (scheduler: Scheduler, log: KernelLog, iommu: IommuCore, parents: MdevCore, vfio: Vfio, trace: Trace, { defects }: Settings) => new IdxdMdevParents({ parents, vfio, iommu, scheduler, log, trace, defects }),
+    [SCHEDULER, LOG, IOMMU_CORE, MDEVS, VFIO, TRACE, SETTINGS],
   ).inSingletonScope();
   bind(PASSTHROUGH).toResolvedValue(
     (vfio: Vfio, type1: Type1Driver, mdevs: MdevCore, core: IommuCore, pci: PciCore, scheduler: Scheduler, clock: Clock, memory: PhysicalMemory, log: KernelLog, trace: Trace, { models }: DeviceModels, { defects, topology }: Settings) => {

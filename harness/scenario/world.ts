@@ -25,6 +25,7 @@ export interface SharedScenario {
 }
 
 export interface ScenarioWorld {
+  readonly programs: ReadonlyMap<string, Program>;
   readonly clock: Clock;
   readonly scheduler: Scheduler;
   readonly timing: Timing;
@@ -45,6 +46,8 @@ export interface ScenarioWorld {
   forkProcess(parent: Process, name: string): Steps<Process>;
   start(program: Program, steps: readonly Step[]): void;
   join(process: string): Steps;
+  /** The program counts among those of the run. */
+  admit(program: Program): void;
   kill(process: string): void;
   beforeTeardown(): Steps;
 }

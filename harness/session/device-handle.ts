@@ -87,7 +87,7 @@ export class DeviceHandle implements AsyncDisposable, Disposable {
 
   /** Closes the file; the last descriptor of it unbinds the process from the device. EBADF. */
   async close(): Promise<void> {
-    await this.session.perform(`${this.program.name}: close ${this.name}`, this.program.close(this.name));
+    await this.session.perform(`${this.program.name}: close ${this.name}`, this.program.close(this.name), this.program.world.scheduler);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -95,7 +95,7 @@ export class DeviceHandle implements AsyncDisposable, Disposable {
   }
 
   [Symbol.dispose](): void {
-    if (this.isOpen) this.session.model.execute(`${this.program.name}: close ${this.name}`, this.program.close(this.name));
+    if (this.isOpen) this.session.model.execute(`${this.program.name}: close ${this.name}`, this.program.close(this.name), this.program.world.scheduler);
   }
 
   private get isOpen(): boolean {
@@ -109,7 +109,7 @@ export class DeviceHandle implements AsyncDisposable, Disposable {
   }
 
   private perform(operations: readonly Operation[], batch: boolean, options: OperationOptions): Promise<DeviceResult[]> {
-    return this.session.perform(`${this.program.name}: ${batch ? 'batch' : operations[0]!.kind} on ${this.name}`, this.run(operations, batch, options.noWait ?? false));
+    return this.session.perform(`${this.program.name}: ${batch ? 'batch' : operations[0]!.kind} on ${this.name}`, this.run(operations, batch, options.noWait ?? false), this.program.world.scheduler);
   }
 
   private *run(operations: readonly Operation[], batch: boolean, noWait: boolean): Steps<DeviceResult[]> {

@@ -1,7 +1,7 @@
 /** From the bigint addresses of the public API to the numbers inside. */
 import { TASK_SIZE } from '../../host/mm/mm.js';
 import { Errno } from '../../sim/errno.js';
-import { parseTime } from '../topology/units.js';
+import { parseSize, parseTime } from '../topology/units.js';
 
 /** A user virtual address. EFAULT when no 4-level address space has it. */
 export function userAddress(address: bigint): number {
@@ -13,6 +13,13 @@ export function userAddress(address: bigint): number {
 export function descriptorAddress(address: bigint): number {
   if (address < 0n || address > BigInt(Number.MAX_SAFE_INTEGER)) throw new Errno('EINVAL', `${hex(address)} is beyond the addresses that descriptors are made for here (2^53)`);
   return Number(address);
+}
+
+/** Bytes of `64MiB` or of a number. EINVAL. */
+export function bytes(size: string | number): number {
+  const count = parseSize(size);
+  if (count === undefined) throw new Errno('EINVAL', `${JSON.stringify(size)} is no size such as "64MiB", or bytes`);
+  return count;
 }
 
 /** Nanoseconds of `10us` or of a number of nanoseconds. EINVAL. */

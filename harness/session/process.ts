@@ -124,9 +124,9 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
 
   /** A child with a copy of the address space and the same open files. ENOMEM, ESRCH, EEXIST a process of that name. */
   async fork(name: string): Promise<SimulatedProcess> {
-    this.session.refuseTakenName(name);
+    if (this.program.world.programs.has(name)) throw new Errno('EEXIST', `there is a process "${name}" already`);
     const child = await this.perform(`fork ${name}`, this.program.forkProgram(name));
-    this.session.model.scenario.world.admit(child);
+    this.program.world.admit(child);
     return new SimulatedProcess(this.session, child);
   }
 
@@ -147,10 +147,11 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
   }
 
   [Symbol.dispose](): void {
-    if (!this.exited) this.session.model.execute(`${this.name}: exit`, this.program.exit());
+    if (!this.exited) this.session.model.execute(`${this.name}: exit`, this.program.exit(), this.program.world.scheduler);
   }
 
   private perform<T>(what: string, steps: Steps<T>): Promise<T> {
-    return this.session.perform(`${this.name}: ${what}`, steps);
+    const { world } = this.program;
+    return this.session.perform(`${world.fullName(this.name)}: ${what}`, steps, world.scheduler);
   }
 }

@@ -20,19 +20,19 @@ interface Awaited {
 
 export class Turns {
   private readonly clock: VirtualClock;
-  private readonly scheduler: Scheduler;
+  private readonly deadlockReport: () => string[];
   private awaited: Awaited[] = [];
   private scheduled = false;
   private broken: { readonly error: unknown } | undefined;
 
-  constructor(clock: VirtualClock, scheduler: Scheduler) {
+  constructor(clock: VirtualClock, deadlockReport: () => string[]) {
     this.clock = clock;
-    this.scheduler = scheduler;
+    this.deadlockReport = deadlockReport;
   }
 
-  /** Runs `steps` as a task of that name; what it returns or throws. */
-  perform<T>(name: string, steps: Steps<T>): Promise<T> {
-    const task = this.scheduler.spawn(name, steps, { joined: true });
+  /** Runs `steps` as a task of that name, of a kernel's scheduler; what it returns or throws. */
+  perform<T>(name: string, steps: Steps<T>, scheduler: Scheduler): Promise<T> {
+    const task = scheduler.spawn(name, steps, { joined: true });
     return new Promise<T>((resolve, reject) => {
       this.awaited.push({ task: task as Task<unknown>, resolve: resolve as (value: unknown) => void, reject });
       this.schedule();
@@ -80,7 +80,7 @@ export class Turns {
     if (this.oneEnded()) return;
     const waiting = this.awaited.map(({ task }) => task.name).join(', ');
     if (reason === 'time-limit' || reason === 'event-limit') throw new LimitReached(waiting, reason);
-    throw new Deadlock(`${waiting}: nothing will happen any more; ${this.scheduler.deadlockReport().join('; ')}`);
+    throw new Deadlock(`${waiting}: nothing will happen any more; ${this.deadlockReport().join('; ')}`);
   }
 
   private oneEnded(): boolean {

@@ -17,25 +17,25 @@ const CONFIG = 7;
 const INTX = 0, MSI = 1, MSIX = 2, ERR = 3, REQ = 4;
 
 class UartWorld extends CoreWorld {
-  readonly device: MttyDevice;
+  readonly card: MttyDevice;
 
   constructor(type = 1, config: ConstructorParameters<typeof MttyParent>[0]['config'] = {}) {
     super();
     const parent = new MttyParent({ clock: this.clock, scheduler: this.scheduler, memory: this.ram, vfio: new NoPinning(), trace: this.trace, config });
     const mdev = { name: 'u', uuid: 'u', type: parent.types[type]! };
     this.run(parent.create(mdev));
-    this.device = parent.devices[0]!;
-    this.run(this.device.open());
+    this.card = parent.devices[0]!;
+    this.run(this.card.open());
   }
 
   read(region: number, offset: number, size: 1 | 2 | 4): number {
     const bytes = new Uint8Array(size);
-    expect(this.device.read(region * 2 ** 40 + offset, bytes)).toBe(size);
+    expect(this.card.read(region * 2 ** 40 + offset, bytes)).toBe(size);
     return bytes.reduceRight((value, byte) => value * 256 + byte, 0);
   }
 
   write(region: number, offset: number, size: 1 | 2 | 4, value: number): void {
-    expect(this.device.write(region * 2 ** 40 + offset, Uint8Array.from({ length: size }, (_, i) => Math.floor(value / 256 ** i)))).toBe(size);
+    expect(this.card.write(region * 2 ** 40 + offset, Uint8Array.from({ length: size }, (_, i) => Math.floor(value / 256 ** i)))).toBe(size);
   }
 
   in(register: number, port = 0): number {
@@ -56,12 +56,12 @@ class UartWorld extends CoreWorld {
 
   eventFd(index: number): EventFd {
     const fd = new EventFd(this.scheduler);
-    this.run(this.device.setIrqs({ index, start: 0, count: 1, action: 'trigger', data: { kind: 'eventfd', fds: [fd] } }));
+    this.run(this.card.setIrqs({ index, start: 0, count: 1, action: 'trigger', data: { kind: 'eventfd', fds: [fd] } }));
     return fd;
   }
 
   irq(index: number, action: VfioIrqSet['action'], data: VfioIrqSet['data'] = { kind: 'none' }, count = 1, start = 0): void {
-    this.run(this.device.setIrqs({ index, start, count, action, data }));
+    this.run(this.card.setIrqs({ index, start, count, action, data }));
   }
 }
 
@@ -238,8 +238,8 @@ describe('the 16550 of a port', () => {
 
   it('hands over any stream whole when the writer heeds THRE', () => {
     fc.assert(fc.property(fc.uint8Array({ maxLength: 200 }), fc.boolean(), (bytes, fifo) => {
-      const { device } = world;
-      world.run(device.reset());
+      const { card } = world;
+      world.run(card.reset());
       if (fifo) world.out(FCR, 0x01);
       const got: number[] = [];
       for (let sent = 0; got.length < bytes.length; ) {
@@ -253,7 +253,7 @@ describe('the 16550 of a port', () => {
   it('is as after power-on when it was reset', () => {
     for (const [register, value] of [[FCR, 1], [IER, 15], [LCR, 3], [MCR, 31], [SCR, 9]] as const) world.out(register, value);
     world.send('abc');
-    world.run(world.device.reset());
+    world.run(world.card.reset());
     expect([IER, IIR, LCR, MCR, LSR, MSR, SCR].map((register) => world.in(register))).toEqual([0, 0x01, 0, 0, 0x60, 0xb0, 0]);
   });
 });
@@ -264,7 +264,7 @@ describe('configuration space of the card', () => {
     expect([0x00, 0x08, 0x2c].map((offset) => world.read(CONFIG, offset, 4))).toEqual([0x3253_4348, 0x0700_0210, 0x3253_4348]);
     expect([world.read(CONFIG, 0x3d, 1), world.read(CONFIG, 0x34, 1), world.read(CONFIG, 0x06, 2)]).toEqual([1, 0x50, 0x0210]);
     const text = new Uint8Array(15);
-    world.device.read(CONFIG * 2 ** 40 + 0x60, text);
+    world.card.read(CONFIG * 2 ** 40 + 0x60, text);
     expect(new TextDecoder().decode(text)).toBe('PCI Serial/UART');
   });
 
@@ -286,12 +286,12 @@ describe('configuration space of the card', () => {
 
   it('has the regions of a PCI device; only configuration and ports have bytes, none can be mapped', () => {
     const world = new UartWorld();
-    expect(world.device.info()).toEqual({ flags: 3, regions: 9, irqs: 5 });
-    expect(Array.from({ length: 9 }, (_, i) => world.device.regionInfo(i).sizeBytes)).toEqual([4096, 4096, 0, 0, 0, 0, 0, 256, 0]);
-    expect(world.refused(() => world.device.regionInfo(9))).toBe('EINVAL');
-    expect(world.refused(() => world.device.mmap(0, 4096))).toBe('EINVAL');
-    for (const offset of [2 * 2 ** 40, 2 ** 40 + 4096, 9 * 2 ** 40, CONFIG * 2 ** 40 + 256]) expect(world.refused(() => world.device.read(offset, new Uint8Array(1)))).toBe('EINVAL');
-    expect(world.device.read(CONFIG * 2 ** 40 + 254, new Uint8Array(8))).toBe(2);
+    expect(world.card.info()).toEqual({ flags: 3, regions: 9, irqs: 5 });
+    expect(Array.from({ length: 9 }, (_, i) => world.card.regionInfo(i).sizeBytes)).toEqual([4096, 4096, 0, 0, 0, 0, 0, 256, 0]);
+    expect(world.refused(() => world.card.regionInfo(9))).toBe('EINVAL');
+    expect(world.refused(() => world.card.mmap(0, 4096))).toBe('EINVAL');
+    for (const offset of [2 * 2 ** 40, 2 ** 40 + 4096, 9 * 2 ** 40, CONFIG * 2 ** 40 + 256]) expect(world.refused(() => world.card.read(offset, new Uint8Array(1)))).toBe('EINVAL');
+    expect(world.card.read(CONFIG * 2 ** 40 + 254, new Uint8Array(8))).toBe(2);
   });
 });
 
@@ -307,8 +307,8 @@ describe('interrupts of the card', () => {
   });
 
   it('offers INTx, maskable and masked by itself, and one MSI', () => {
-    expect([world.device.irqInfo(INTX), world.device.irqInfo(MSI)]).toEqual([{ flags: 0b0111, count: 1 }, { flags: 0b1001, count: 1 }]);
-    for (const index of [MSIX, ERR, REQ, 5]) expect(world.refused(() => world.device.irqInfo(index))).toBe('EINVAL');
+    expect([world.card.irqInfo(INTX), world.card.irqInfo(MSI)]).toEqual([{ flags: 0b0111, count: 1 }, { flags: 0b1001, count: 1 }]);
+    for (const index of [MSIX, ERR, REQ, 5]) expect(world.refused(() => world.card.irqInfo(index))).toBe('EINVAL');
   });
 
   it('signals MSI for every new cause of either port', () => {
@@ -368,7 +368,7 @@ describe('interrupts of the card', () => {
     ['an unknown index', 'EINVAL', 5, 'trigger', { kind: 'none' }, 0, 0],
   ] as const)('refuses %s with %s and leaves MSI as it is', (_what, code, index, action, data, count, start) => {
     const fd = world.eventFd(MSI);
-    expect(world.refused(world.device.setIrqs({ index, action, data, count, start }))).toBe(code);
+    expect(world.refused(world.card.setIrqs({ index, action, data, count, start }))).toBe(code);
     world.send('a');
     expect(fd.read()).toBe(1);
   });
@@ -376,21 +376,21 @@ describe('interrupts of the card', () => {
   it('changes from MSI to INTx when MSI is torn down; a trigger without eventfd is EINVAL', () => {
     const msi = world.eventFd(MSI);
     world.irq(MSI, 'trigger', { kind: 'none' }, 0);
-    expect(world.refused(world.device.setIrqs({ index: MSI, start: 0, count: 1, action: 'trigger', data: { kind: 'none' } }))).toBe('EINVAL');
+    expect(world.refused(world.card.setIrqs({ index: MSI, start: 0, count: 1, action: 'trigger', data: { kind: 'none' } }))).toBe('EINVAL');
     const intx = world.eventFd(INTX);
     world.send('a');
     expect([msi.count, intx.count]).toEqual([0, 1]);
-    expect(world.refused(world.device.setIrqs({ index: INTX, start: 0, count: 1, action: 'mask', data: { kind: 'eventfd', fds: [msi] } }))).toBe('ENOTTY');
+    expect(world.refused(world.card.setIrqs({ index: INTX, start: 0, count: 1, action: 'mask', data: { kind: 'eventfd', fds: [msi] } }))).toBe('ENOTTY');
   });
 
   it('asks its user through the request interrupt where the parent can unplug (7.5)', () => {
     world = new UartWorld(0, { hotUnplug: true });
-    world.device.request();
+    world.card.request();
     const fd = world.eventFd(REQ);
-    world.device.request();
-    expect([world.device.irqInfo(REQ), fd.read()]).toEqual([{ flags: 0b1001, count: 1 }, 1]);
+    world.card.request();
+    expect([world.card.irqInfo(REQ), fd.read()]).toEqual([{ flags: 0b1001, count: 1 }, 1]);
     world.irq(REQ, 'trigger', { kind: 'none' }, 0);
-    world.device.request();
+    world.card.request();
     expect(fd.count).toBe(0);
   });
 
@@ -398,7 +398,7 @@ describe('interrupts of the card', () => {
     const fd = world.eventFd(MSI);
     world.write(CONFIG, 0x04, 2, 6);
     world.write(CONFIG, 0x10, 4, 0xc000_0000);
-    world.run(world.device.close());
+    world.run(world.card.close());
     world.send('a');
     expect([fd.count, world.read(CONFIG, 0x04, 2), world.read(CONFIG, 0x10, 4), world.in(IER)]).toEqual([0, 0, 0, 0]);
   });

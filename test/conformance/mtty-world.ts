@@ -99,8 +99,10 @@ export class MttyWorld extends CoreWorld {
     return this.parent.devices.find(({ name }) => name === uuid(n))!;
   }
 
-  user(name = 'vmm'): MttyUser {
-    const process = new Process(this.nextPid++, name, this.process(name));
+  user(name = 'vmm', memlockLimitPages?: number): MttyUser {
+    const { ram: memory, frames, scheduler } = this;
+    const pid = this.nextPid++;
+    const process = new Process(pid, name, new Mm({ id: pid, name, memory, frames, scheduler, ...(memlockLimitPages === undefined ? {} : { memlockLimitPages }) }));
     const client = new VfioClient(this.vfio, process);
     return { process, client, container: client.openContainer(), groups: [] };
   }
@@ -194,11 +196,16 @@ export class MttyGuest implements ConfigAccess {
     const random = new Random(7);
     const timing = new Timing(DEFAULT_TIMING, random.split('timing'));
     this.interrupts = new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'guest interrupts'));
-    this.core = new IommuCore({ clock, scheduler, mailbox, trace, timing, log, random, frames: this.frames });
+    this.core = new IommuCore({ clock, scheduler, mailbox, trace, timing, log, random, frames: this.frames, options: { defaultDomain: 'identity' } });
     this.core.registerDriver(new DirectMapping(mailbox));
     this.pci = new PciCore({ access: this, systemBus: this.bus, interrupts: this.interrupts, clock, log, memory: { start: 0xc000_0000, sizeBytes: 0x1000_0000 } });
     const { core, pci } = this;
-    pci.subscribe({ deviceAdded: (device) => core.addDevice(device, pci.groupOf(device).id), deviceRemoved: (device) => core.deviceRemove(device) });
+    pci.subscribe({
+      *deviceAdded(device) {
+        yield* core.addDevice(device, pci.groupOf(device).id);
+      },
+      deviceRemoved: (device) => core.deviceRemove(device),
+    });
     this.drivers = new PciDrivers({ bus: pci, scheduler, log });
     this.driver = new MttyDriver({ clock, scheduler, timing, log, dma: core.dma, msi: options.msi ?? true });
     this.wireIntx();

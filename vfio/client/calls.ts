@@ -53,6 +53,7 @@ export class VfioCalls {
       result = yield* process.ioctl(fd, command, address);
     } catch (error) {
       if (!isErrno(error)) throw error;
+      if (process.state !== 'running') throw error;
       refusal = error;
     }
     const after = new Uint8Array(bytes.length);

@@ -28,6 +28,8 @@ export class VfioGroup implements ContainerGroup {
   readonly registrations: VfioRegistration[] = [];
   readonly devices: RegisteredDevice[] = [];
   container: Container | undefined;
+  /** Drivers that took a device back and still let go of it, by the device's name. */
+  private readonly departed = new Map<string, string>();
   private containerUsers = 0;
   /** A user has it open. */
   private opened = false;
@@ -47,6 +49,7 @@ export class VfioGroup implements ContainerGroup {
   /** One more device; a container that the group is in hears nothing of it, its domains translate whole groups. */
   add(registration: VfioRegistration): RegisteredDevice {
     const device = new RegisteredDevice(registration, this, this.context);
+    this.departed.delete(registration.device.name);
     this.devices.push(device);
     this.registrations.push(registration);
     return device;
@@ -54,6 +57,9 @@ export class VfioGroup implements ContainerGroup {
 
   /** The last device takes the group out of its container: nothing is left in it that could do DMA. */
   *remove(device: RegisteredDevice): Steps {
+    const { name } = device.registration.device;
+    const driver = this.members().find((member) => member.name === name)?.driver;
+    if (driver !== undefined) this.departed.set(name, driver);
     this.devices.splice(this.devices.indexOf(device), 1);
     if (this.devices.length === 0) {
       this.dead = true;
@@ -73,9 +79,15 @@ export class VfioGroup implements ContainerGroup {
   }
 
   private intruder(): GroupMember | undefined {
-    if (this.iommuGroup === undefined) return undefined;
-    const ours = (name: string): boolean => this.devices.some(({ registration }) => registration.device.name === name);
-    return this.context.groupMembers(this.id).find(({ name, driver, bridge }) => driver !== undefined && !bridge && driver !== 'pci-stub' && !ours(name));
+    return this.members().find(({ name, driver, bridge }) => driver !== undefined && !bridge && driver !== 'pci-stub' && !this.isOurs(name, driver));
+  }
+
+  private isOurs(name: string, driver: string): boolean {
+    return this.departed.get(name) === driver || this.devices.some(({ registration }) => registration.device.name === name);
+  }
+
+  private members(): readonly GroupMember[] {
+    return this.iommuGroup === undefined ? [] : this.context.groupMembers(this.id);
   }
 
   /** One file of the group. EBUSY open already, or still in a container of the previous user (C1, E30). */

@@ -57,21 +57,28 @@ export class DmaMapping {
   }
 }
 
-export class DmaList {
-  private readonly items: DmaMapping[] = [];
+/** Mappings in one piece of the list. */
+const PIECE = 256;
 
-  get count(): number {
-    return this.items.length;
+/** Ordered in pieces, so that coming and going anywhere among 65,535 moves few. */
+export class DmaList {
+  count = 0;
+  /** Ascending, none empty. */
+  private readonly pieces: DmaMapping[][] = [];
+
+  get last(): DmaMapping | undefined {
+    return this.pieces.at(-1)?.at(-1);
   }
 
-  /** Ascending. */
-  [Symbol.iterator](): Iterator<DmaMapping> {
-    return this.items[Symbol.iterator]();
+  /** Ascending; the list must not change meanwhile. */
+  *[Symbol.iterator](): Generator<DmaMapping> {
+    for (const piece of this.pieces) yield* piece;
   }
 
   /** The lowest mapping that touches [start, end). */
   first(start: number, end: number): DmaMapping | undefined {
-    const mapping = this.items[this.firstEndingAfter(start)];
+    const piece = this.pieces[firstEndingAfter(this.pieces, start, endOfPiece)];
+    const mapping = piece?.[firstEndingAfter(piece, start, endOfMapping)];
     return mapping !== undefined && mapping.page < end ? mapping : undefined;
   }
 
@@ -80,25 +87,41 @@ export class DmaList {
   }
 
   insert(mapping: DmaMapping): void {
-    const at = this.firstEndingAfter(mapping.page);
-    assert(at === this.items.length || this.items[at]!.page >= mapping.end, 'overlapping mappings');
-    this.items.splice(at, 0, mapping);
+    assert(this.first(mapping.page, mapping.end) === undefined, 'overlapping mappings');
+    if (this.pieces.length === 0) this.pieces.push([]);
+    const at = Math.min(firstEndingAfter(this.pieces, mapping.page, endOfPiece), this.pieces.length - 1);
+    const piece = this.pieces[at]!;
+    piece.splice(firstEndingAfter(piece, mapping.page, endOfMapping), 0, mapping);
+    if (piece.length > PIECE) this.pieces.splice(at + 1, 0, piece.splice(PIECE / 2));
+    this.count++;
   }
 
   remove(mapping: DmaMapping): void {
-    const at = this.firstEndingAfter(mapping.page);
-    assert(this.items[at] === mapping, 'a mapping of another container');
-    this.items.splice(at, 1);
+    const at = firstEndingAfter(this.pieces, mapping.page, endOfPiece);
+    const piece = this.pieces[at] ?? [];
+    const index = firstEndingAfter(piece, mapping.page, endOfMapping);
+    assert(piece[index] === mapping, 'a mapping of another container');
+    piece.splice(index, 1);
+    if (piece.length === 0) this.pieces.splice(at, 1);
+    this.count--;
   }
+}
 
-  private firstEndingAfter(page: number): number {
-    const { items } = this;
-    let low = 0, high = items.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (items[middle]!.end > page) high = middle;
-      else low = middle + 1;
-    }
-    return low;
+function endOfPiece(piece: readonly DmaMapping[]): number {
+  return piece.length === 0 ? 0 : piece[piece.length - 1]!.end;
+}
+
+function endOfMapping(mapping: DmaMapping): number {
+  return mapping.end;
+}
+
+/** Index of the first of some ordered things that ends behind `page`; their number when none does. */
+function firstEndingAfter<T>(items: readonly T[], page: number, endOf: (item: T) => number): number {
+  let low = 0, high = items.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (endOf(items[middle]!) > page) high = middle;
+    else low = middle + 1;
   }
+  return low;
 }
