@@ -38,10 +38,10 @@ export function walkGuest(machine: Inspectable, guest: Guest, deviceName: string
   const slot = vmm.translate(gpa);
   if (slot === undefined) return report({ text: `guest-physical 0x${gpa.toString(16)} is no memory of the guest` });
   const { slot: number, hva } = slot;
-  const { start, sizeBytes, userspace } = vmm.slot(number);
+  const { start, end, hva: userspace } = vmm.ram.find((block) => block.slot === number)!;
   steps.push({
     stage: 'guest-physical → VMM virtual', what: `memory slot ${number}`, level: 0, address: start, qwords: [],
-    text: `${formatSize(sizeBytes)} at guest-physical 0x${start.toString(16)} are VMM virtual 0x${userspace.toString(16)}; 0x${gpa.toString(16)} → 0x${hva.toString(16)}`,
+    text: `${formatSize(end - start)} at guest-physical 0x${start.toString(16)} are VMM virtual 0x${userspace.toString(16)}; 0x${gpa.toString(16)} → 0x${hva.toString(16)}`,
   });
   const hpa = tableSteps(steps, 'VMM', 'VMM virtual → host-physical', vmmProcess.mm.memory, vmmProcess.mm, hva);
   if (hpa === undefined) return report({ text: 'the VMM has no page there yet' });

@@ -79,7 +79,7 @@ export class FrameAllocator implements FrameSource {
   /** Pins outstanding: each `pin` counts one until its `unpin`. */
   pinnedPages = 0;
   /** Frames that exist. */
-  readonly total: number;
+  total = 0;
   private readonly memory: PhysicalMemory;
   private readonly poison: number;
   private readonly skipZeroing: boolean;
@@ -107,19 +107,21 @@ export class FrameAllocator implements FrameSource {
     this.onFree = options.onFree;
     this.skipZeroing = options.defects?.has('frames.skip-zeroing') ?? false;
     this.freshZero = options.freshZero ?? false;
-    let end = 0, total = 0;
-    for (const range of options.ranges) {
-      assert(range.start % 4096 === 0 && range.end % 4096 === 0 && range.end > range.start, 'frame ranges must be aligned and not empty');
-      const startFrame = Math.max(range.start / 4096, 1);
-      const frames = range.end / 4096 - startFrame;
-      // an index is congruent to its frame number modulo the largest block, and no block spans two ranges
-      const base = Math.ceil(end / MAX_BLOCK) * MAX_BLOCK + (startFrame % MAX_BLOCK);
-      end = base + frames;
-      total += frames;
-      this.spans.push({ startFrame, base, end, next: base, untouched: base });
-    }
-    assert(end < 2 ** 31, 'at most 8 TiB of memory');
-    this.total = total;
+    for (const range of options.ranges) this.addRange(range);
+  }
+
+  /** More memory to hand out, above what there is (hot-add). */
+  addRange(range: MemoryRange): void {
+    assert(range.start % 4096 === 0 && range.end % 4096 === 0 && range.end > range.start, 'frame ranges must be aligned and not empty');
+    const last = this.spans.at(-1);
+    assert(last === undefined || range.start / 4096 >= last.startFrame + last.end - last.base, 'frame ranges must be ascending');
+    const startFrame = Math.max(range.start / 4096, 1);
+    const frames = range.end / 4096 - startFrame;
+    // an index is congruent to its frame number modulo the largest block, and no block spans two ranges
+    const base = Math.ceil((last?.end ?? 0) / MAX_BLOCK) * MAX_BLOCK + (startFrame % MAX_BLOCK);
+    assert(base + frames < 2 ** 31, 'at most 8 TiB of memory');
+    this.total += frames;
+    this.spans.push({ startFrame, base, end: base + frames, next: base, untouched: base });
   }
 
   /** Zeroed, naturally aligned block of 2^order frames, referenced once; its physical address. ENOMEM. */

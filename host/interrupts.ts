@@ -4,8 +4,9 @@
  * Physical destination mode, fixed delivery, edge (Intel SDM vol. 3 ch. "MSI": address 0xFEE00000 | destination
  * << 12, data bits 7:0 the vector). A message to a processor that does not exist or a vector that nobody registered
  * is spurious. Legacy interrupts come in on lines (interrupt-lines.ts).
- * Not modelled: logical destinations, lowest priority, remapping.
+ * Not modelled: logical destinations, lowest priority. Remapping is the IOMMU's: it stands between devices and this.
  */
+import { WORD } from '../sim/address.js';
 import { assert } from '../sim/assert.js';
 import { Errno } from '../sim/errno.js';
 import type { Observable } from 'rxjs';
@@ -92,7 +93,8 @@ export class InterruptController implements InterruptSink {
 
   message(address: number, data: number, sourceId: number): void {
     const vector = data & 0xff;
-    const slot = ((address >>> 12) & 0xff) * 256 + vector;
+    // bits above 32 name processors beyond those
+    const slot = (address < WORD ? (address >>> 12) & 0xff : MAX_CPUS) * 256 + vector;
     if (this.messageKind !== undefined) this.trace!.record(this.messageKind, 0, sourceId, (address >>> 12) & 0xff, vector);
     if (this.messages.observed) this.messages.publish({ timeNs: this.clock.now, address, data, sourceId, vector });
     this.clock.post(this.timing.jittered(this.timing.options.interruptNs), () => this.deliver(slot));

@@ -43,6 +43,9 @@ export interface ContainerIommuDriver {
   readonly name: string;
   /** Answer to VFIO_CHECK_EXTENSION, 0 for no. */
   checkExtension(extension: number): number;
-  /** @throws Errno EINVAL a type it does not offer */
-  open(type: number): ContainerIommu;
+  /**
+   * @param container number that the trace knows the container by; the driver counts when it is left out
+   * @throws Errno EINVAL a type it does not offer
+   */
+  open(type: number, container?: number): ContainerIommu;
 }

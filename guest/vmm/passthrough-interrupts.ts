@@ -13,6 +13,7 @@ import type { Trace, TraceKind } from '../../sim/trace.js';
 import { EventFd } from '../../host/eventfd.js';
 import type { Process } from '../../host/process.js';
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
+import { PCI_INTERRUPT_PIN } from '../../host/pci/spec/index.js';
 import type { DeviceHandle } from '../../vfio/client/index.js';
 import { PCI_INTX_IRQ, PCI_MSI_IRQ, PCI_MSIX_IRQ } from '../../vfio/device.js';
 import type { Vm } from '../kvm/vm.js';
@@ -80,7 +81,7 @@ export class PassthroughInterrupts {
     this.asked = false;
     const { fn } = this;
     if (fn === undefined) return;
-    const mode: InterruptMode = fn.msix?.enabled === true ? 'msix' : fn.msi?.enabled === true ? 'msi' : fn.interruptPin === 0 ? 'none' : 'intx';
+    const mode: InterruptMode = fn.msix?.enabled === true ? 'msix' : fn.msi?.enabled === true ? 'msi' : fn.config.get(PCI_INTERRUPT_PIN, 1) === 0 ? 'none' : 'intx';
     const count = mode === 'msix' ? fn.msix!.options.vectors : mode === 'msi' ? fn.msi!.allocated : 1;
     if (mode === this.mode && (mode === 'none' || count === this.vectors.length)) return;
     yield* this.disable();

@@ -75,7 +75,7 @@ export class GuestRam {
   }
 
   *removeAll(): Steps {
-    for (const block of [...this.blocks]) yield* this.remove(block);
+    for (let block = this.blocks.at(-1); block !== undefined; block = this.blocks.at(-1)) yield* this.remove(block);
   }
 
   /** Pages that the guest does not use any more go back to the host. EINVAL not RAM, or in the balloon already; nothing has changed then. */

@@ -9,7 +9,7 @@ import type { Timing } from '../../host/timing.js';
 import type { Clock } from '../../sim/clock.js';
 import type { Scheduler } from '../../sim/task.js';
 import type { Trace } from '../../sim/trace.js';
-import type { DeviceTopology, MdevParentTopology } from '../topology/schema.js';
+import type { DeviceTopology, MdevParentTopology, Topology } from '../topology/schema.js';
 import { formatBdf } from '../topology/units.js';
 import type { PciTree } from './pci-tree.js';
 import type { Settings } from './settings.js';
@@ -40,17 +40,31 @@ interface Parts {
   readonly timing: Timing;
   readonly trace: Trace;
   readonly defects: ReadonlySet<string>;
+  /** How guests set up devices that they get as a whole: the hardware must be able to. */
+  readonly queuesInGuests: ReadonlyMap<string, readonly (readonly { readonly size: number }[])[]>;
+}
+
+function most<T>(items: readonly T[], measure: (item: T) => number): number {
+  return Math.max(...items.map(measure));
+}
+
+function queuesInGuests({ guests }: Topology): Parts['queuesInGuests'] {
+  const found = new Map<string, (readonly { readonly size: number }[])[]>();
+  for (const { host, 'work-queues': queues } of guests.flatMap(({ devices }) => devices)) {
+    if (host !== undefined && queues !== undefined) found.set(host, [...(found.get(host) ?? []), queues]);
+  }
+  return found;
 }
 
 const FACTORIES: { readonly [M in DeviceTopology['model']]: (device: Extract<DeviceTopology, { model: M }>, parts: Parts, onDescriptor: (report: DescriptorReport) => void) => PciFunction } = {
   dsa: (device, parts, onDescriptor) => {
-    const queues = workQueues(device);
+    const queues = [workQueues(device), ...parts.queuesInGuests.get(device.name) ?? []];
     const integrated = device.port === undefined;
     const pri = device.pri === false ? false : device.pri === true ? {} : { maxRequests: device.pri['max-requests'], prgResponsePasidRequired: device.pri['pasid-required'] };
     return new DsaDevice({
       ...parts, name: device.name, onComplete: onDescriptor,
       config: {
-        wqs: queues.length, engines: device.engines, groups: device.groups, totalWqSize: queues.reduce((sum, queue) => sum + queue.size, 0),
+        wqs: most(queues, (of) => of.length), engines: device.engines, groups: device.groups, totalWqSize: most(queues, (of) => of.reduce((sum, { size }) => sum + size, 0)),
         descriptorsPerEngine: device['engine-slots'], ats: device.ats, pri: pri === false ? false : { ...pri, groupPages: device['prefetch-pages'] },
         pasidBits: device['pasid-bits'], siov: device.siov, integrated, mdevVectors: mdevSlots(device),
       },
@@ -87,7 +101,7 @@ function plug(tree: PciTree, device: DeviceTopology, parts: Parts): DeviceModel 
 export const devicesModule = new ContainerModule(({ bind }) => {
   bind(DEVICE_MODELS).toResolvedValue(
     (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects }: Settings): DeviceModels => {
-      const parts = { clock, scheduler, timing, trace, defects };
+      const parts = { clock, scheduler, timing, trace, defects, queuesInGuests: queuesInGuests(topology) };
       return { models: topology.host.devices.map((device) => plug(tree, device, parts)) };
     },
     [PCI_TREE, CLOCK, SCHEDULER, TIMING, TRACE, SETTINGS],

@@ -23,9 +23,13 @@ export const ramModule = new ContainerModule(({ bind }) => {
 export const groundModule = new ContainerModule(({ bind }) => {
   bind(LAYOUT).toResolvedValue(({ topology }: Settings) => layoutFor(topology.host.memory), [SETTINGS]).inSingletonScope();
   bind(FRAMES).toResolvedValue(
-    (memory: PhysicalMemory, { usable }: MachineLayout, trace: Trace, { defects, watch }: Settings) => {
+    (memory: PhysicalMemory, { usable }: MachineLayout, trace: Trace, { defects, watch, scope, topology }: Settings) => {
       const freed = trace.define('mm:free_frames', [['frame', 'page'], ['pages', 'dec']], { hashed: false });
-      return new FrameAllocator({ memory, ranges: usable, defects, ...(watch ? { onFree: (physical, frames) => trace.record(freed, 0, physical / 4096, frames) } : {}) });
+      return new FrameAllocator({
+        memory, ranges: usable, defects,
+        // RAM of the host starts as zeros, and an IOMMU keeps devices away from what nobody has allocated
+        freshZero: scope === '' && topology.host.iommu !== undefined,
+        ...(watch ? { onFree: (physical, frames) => trace.record(freed, 0, physical / 4096, frames) } : {}) });
     },
     [MEMORY, LAYOUT, TRACE, SETTINGS],
   ).inSingletonScope();

@@ -1,7 +1,7 @@
 /**
  * For every fault reason: at which table entry the request ended, and what usually brings it about. The sentences about
- * the condition itself are those of spec/fault-reasons.ts; interrupt remapping reasons (0x20–0x28, VT-d rev 4.1, section
- * 7.1.3) and two that the model cannot record (0x7c, 0x90) have theirs here. Causes are experience, not specification: they are ordered by how often kernel
+ * the condition itself are those of spec/fault-reasons.ts; those that the model cannot record (0x27 and 0x28 of posted
+ * interrupts, 0x7c, 0x90) have theirs here. Causes are experience, not specification: they are ordered by how often kernel
  * bug reports end there.
  */
 import { faultReason } from '../../iommu/intel-vtd/spec/fault-reasons.js';
@@ -126,13 +126,6 @@ const CAUSES: Readonly<Record<number, FaultCause>> = {
 };
 
 const EXTRA_TEXTS: Readonly<Record<number, string>> = {
-  0x20: 'Interrupt request has reserved bits set',
-  0x21: 'Interrupt index is beyond the interrupt remapping table',
-  0x22: 'Interrupt remapping entry is not present',
-  0x23: 'Interrupt remapping entry could not be read from memory',
-  0x24: 'Reserved field of an interrupt remapping entry is not zero',
-  0x25: 'Interrupt in compatibility format while those are blocked',
-  0x26: 'Interrupt remapping entry belongs to another requester',
   0x27: 'Posted-interrupt descriptor could not be read from memory',
   0x28: 'Reserved field of a posted-interrupt descriptor is not zero',
   0x7c: 'SM: A or D has to be set in a second-level paging entry that is not coherent',

@@ -2,7 +2,6 @@
  * A guest of a topology: its VMM, a process of the host; its kernel, composed on what the VMM provides; its
  * processes. States: off → starting → running ⇄ paused → off; refused when the host lacks something; killed when the VMM died.
  */
-import { Malloc } from '../../host/mm/malloc.js';
 import { NO_PASID } from '../../host/pci/dma-port.js';
 import type { Process } from '../../host/process.js';
 import { Vmm } from '../../guest/vmm/vmm.js';
@@ -46,8 +45,13 @@ export class Guest {
   /** Programs of this boot and earlier ones. */
   readonly allPrograms: Program[] = [];
   boots = 0;
+  /** Guest-physical frames that the guest's kernel has given up. */
+  private readonly ballooned: number[] = [];
   private readonly parts: GuestParts;
   private devices: readonly AssignedDevice[] = [];
+  private disconnect: () => void = () => {};
+  /** Of the host's tasks that wait for the guest's CPUs. */
+  private readonly waiting = new Set<Completion>();
 
   constructor(parts: GuestParts) {
     this.parts = parts;
@@ -87,13 +91,15 @@ export class Guest {
     const { host } = this.parts;
     const { topology } = this;
     return new Vmm({
-      process, malloc: new Malloc(process.mm), name: this.name, vfio: host.passthrough.vfio,
-      clock: host.clock, scheduler: host.scheduler, memory: host.memory, frames: host.frames, log: host.log, trace: host.trace, timing: host.timing,
-      defects: host.settings.defects,
+      process, name: this.name, vfio: host.passthrough.vfio,
+      clock: host.clock, scheduler: host.scheduler, memory: host.memory, frames: host.frames, log: host.log, trace: host.trace, defects: host.settings.defects,
       ram: layoutFor(topology.memory).ram, vcpus: topology.vcpus, iommuType: topology.container,
       ...(topology['huge-pages'] === undefined ? {} : { hugePages: topology['huge-pages'] }),
-      devices: this.devices.map(({ groupId, deviceName, bdf, name, onRequest }) => ({ groupId, deviceName, devfn: (bdf.device << 3) | bdf.function, name, onRequest })),
+      devices: this.devices.map(({ groupId, deviceName, bdf, name, onRequest, hostModel }) => ({
+        kind: 'vfio' as const, groupId, deviceName, devfn: (bdf.device << 3) | bdf.function, name, onRequest, balloonAllowed: hostModel === undefined,
+      })),
       onEject: (name) => this.eject(name),
+      onBalloon: (pages) => this.giveUp(pages),
     });
   }
 
@@ -111,6 +117,7 @@ export class Guest {
       random: host.random.split(`guest ${this.name} ${this.boots}`), mailbox: host.mailbox, trace: host.trace, fail: (error) => host.clock.fail(error),
     });
     this.boots++;
+    this.disconnect = vmm.connectInterrupts(kernel.interrupts);
     this.kernel = kernel;
     this.world = new KernelWorld(scenario, kernel, this.name, index);
     yield* this.onCpus('boot', boot(kernel));
@@ -136,7 +143,6 @@ export class Guest {
     this.waiting.delete(done);
     if (failed.error !== undefined) throw failed.error;
   }
-  private readonly waiting = new Set<Completion>();
 
   pause(): void {
     if (this.state !== 'running') throw new Errno('EINVAL', `guest ${this.name} is ${this.state}`);
@@ -154,8 +160,9 @@ export class Guest {
   *reboot(): Steps {
     this.checkRunning();
     this.state = 'starting';
-    this.abandonPrograms('the guest was reset');
+    this.abandonKernel('the guest was reset');
     yield* this.vmm!.reset();
+    this.ballooned.length = 0;
     yield* this.bootKernel();
   }
 
@@ -187,9 +194,9 @@ export class Guest {
     if (!this.alive) throw new Errno('ESRCH', `guest ${this.name} is ${this.state}`);
     this.state = 'killed';
     this.reason = 'VMM killed';
-    this.abandonPrograms('VMM killed');
-    this.vmm!.killed();
+    this.abandonKernel('VMM killed');
     for (const done of this.waiting) done.complete();
+    this.vmm!.killed();
     yield* this.process!.exit();
   }
 
@@ -199,10 +206,30 @@ export class Guest {
     yield* this.vmm!.balloon(targetBytes);
   }
 
+  /** The guest's balloon driver: gives up frames that it has allocated, or, below 0, takes them back. ENOMEM. */
+  // oxlint-disable-next-line require-yield -- the guest's kernel may have to reclaim first
+  private *giveUp(pages: number): Steps<readonly number[]> {
+    const { frames } = this.kernel!;
+    if (pages < 0) {
+      const back = this.ballooned.splice(pages);
+      for (const frame of back) frames.free(frame);
+      return back.map((frame) => frame / 4096);
+    }
+    const taken: number[] = [];
+    try {
+      for (let i = 0; i < pages; i++) taken.push(frames.alloc('balloon'));
+    } catch (error) {
+      for (const frame of taken) frames.free(frame);
+      throw error;
+    }
+    this.ballooned.push(...taken);
+    return taken.map((frame) => frame / 4096);
+  }
+
   /** ENOMEM, EINVAL; nothing is added then. */
   *addMemory(sizeBytes: number): Steps {
     this.checkRunning();
-    yield* this.vmm!.addMemory(sizeBytes);
+    this.kernel!.frames.addRange(yield* this.vmm!.addMemory(sizeBytes));
   }
 
   /** Who asks for a device gets it: the guest's kernel lets it go, then it is pulled. */
@@ -215,8 +242,11 @@ export class Guest {
     this.world!.noticeGone(model);
   }
 
-  /** The guest's programs stop where they are. */
-  private abandonPrograms(reason: string): void {
+  /** The guest's kernel is gone from one moment to the next; its programs stop where they are. */
+  private abandonKernel(reason: string): void {
+    this.disconnect();
+    this.kernel?.core.close();
+    this.kernel?.interrupts.close();
     for (const program of this.world?.programs.values() ?? []) {
       if (program.exited) continue;
       program.abandon(reason);

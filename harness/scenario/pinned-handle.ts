@@ -20,7 +20,6 @@ export interface PinnedHandleParts {
 interface Open {
   readonly submission: PinnedSubmission;
   readonly submittedNs: number;
-  counted: boolean;
 }
 
 const NO_RESPONSES = { success: 0, invalid: 0, failure: 0 };
@@ -33,11 +32,12 @@ export class PinnedHandle implements UserHandle {
   private readonly parts: PinnedHandleParts;
   private readonly watchers: (() => void)[] = [];
   private notices = 0;
-  private inFlight = 0;
+  private open: readonly Open[] = [];
 
   constructor(parts: PinnedHandleParts) {
     this.parts = parts;
     this.device = parts.device;
+    parts.file.watch(() => this.count());
   }
 
   get gone(): boolean {
@@ -60,7 +60,17 @@ export class PinnedHandle implements UserHandle {
 
   /** Completion records are the driver's, so no address tells; true while anything is in flight. */
   awaits(): boolean {
-    return this.inFlight > 0;
+    return this.open.length > 0;
+  }
+
+  /** Counts what has ended since the last time. */
+  private count(): void {
+    const ended = this.open.filter(({ submission }) => submission.done);
+    this.open = this.open.filter(({ submission }) => !submission.done);
+    for (const { submission, submittedNs } of ended) {
+      const bytes = submission.results().reduce((sum, result) => sum + result.bytes, 0);
+      this.onEnded?.({ bytes, pageRequests: 0, responses: NO_RESPONSES, latencyNs: this.parts.clock.now - submittedNs });
+    }
   }
 
   /** Each operation is a submission of its own, so that each has its own latency. */
@@ -68,27 +78,20 @@ export class PinnedHandle implements UserHandle {
     const { clock, file } = this.parts;
     if (this.gone) throw new Errno('ENODEV', `${this.device} is gone`);
     const groups = options.batch ? [operations] : operations.map((operation) => [operation]);
-    const open: Open[] = [];
+    const mine: Open[] = [];
     for (const group of groups) {
       const submittedNs = clock.now;
-      open.push({ submission: yield* file.submit(group.map(pinned), options), submittedNs, counted: false });
-      this.inFlight++;
+      const one = { submission: yield* file.submit(group.map(pinned), options), submittedNs };
+      mine.push(one);
+      this.open = [...this.open, one];
     }
-    // oxlint-disable-next-line require-yield -- Submission.poll may look at memory
-    const poll = function* (this: PinnedHandle): Steps<boolean> {
-      for (const one of open) {
-        if (one.counted || !one.submission.done) continue;
-        one.counted = true;
-        this.inFlight--;
-        const bytes = one.submission.results().reduce((sum, result) => sum + result.bytes, 0);
-        this.onEnded?.({ bytes, pageRequests: 0, responses: NO_RESPONSES, latencyNs: clock.now - one.submittedNs });
-      }
-      return open.every(({ counted }) => counted);
-    };
     return {
       operations: operations.length,
-      poll: () => poll.call(this),
-      results: (): readonly OperationResult[] => open.flatMap(({ submission }) => submission.results().map(({ status, detail, bytes, value }) => ({ status, detail, bytes, value }))),
+      // oxlint-disable-next-line require-yield -- Submission.poll may look at memory
+      poll: function* (): Steps<boolean> {
+        return mine.every(({ submission }) => submission.done);
+      },
+      results: (): readonly OperationResult[] => mine.flatMap(({ submission }) => submission.results().map(({ status, detail, bytes, value }) => ({ status, detail, bytes, value }))),
     };
   }
 }

@@ -107,7 +107,7 @@ export class Program {
 
   /** Its kernel is gone from under it: nothing of it runs any more, nothing is closed. */
   abandon(reason: string): void {
-    for (const handle of this.handles.values()) if (handle.pending.length > 0) handle.flow.fail(reason);
+    for (const handle of this.handles.values()) handle.flow.fail(reason);
   }
 
   /** A killed program does not wait for what it submitted. */

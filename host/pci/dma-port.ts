@@ -114,7 +114,7 @@ export interface DmaClient {
 export interface TranslationAgent {
   /** Physical page of the last `translate` that was done. */
   readonly page: number;
-  /** Memory accesses that the last `translate` or `translationRequest` walked; 0 on a cache hit. */
+  /** Memory accesses that the last `translate`, `translationRequest` or `remapInterrupt` made; 0 on a cache hit. */
   readonly walkAccesses: number;
   /** Token of the last `translate` that was held. */
   readonly heldToken: number;
@@ -128,6 +128,14 @@ export interface TranslationAgent {
   /** ATS translation request; result in `completion`. DMA_UR or DMA_CA when ATS is refused. */
   translationRequest(sourceId: number, pasid: number, attributes: number, page: number): DmaStatus;
   pageRequest(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void;
+  /**
+   * A message-signalled interrupt (a 4-byte write without PASID that `translate` let into the interrupt window).
+   * DMA_DONE: `messageAddress` and `messageData` are what the processors get. DMA_UR: dropped; the agent has recorded
+   * why. An agent without it lets every message pass as it is.
+   */
+  remapInterrupt?(sourceId: number, address: number, data: number): DmaStatus;
+  readonly messageAddress?: number;
+  readonly messageData?: number;
   invalidateCompletion(sourceId: number, tag: number): void;
 }
 

@@ -99,6 +99,7 @@ export class VdsaUser {
   portal!: Mmio;
   /** Virtual address of the buffer. */
   buffer = 0;
+  dedicated = false;
   private readonly client: VfioClient;
 
   constructor(world: DsaMdevWorld, n: number) {
@@ -126,6 +127,7 @@ export class VdsaUser {
     yield* this.device.setIrqs({ index: PCI_REQ_IRQ, eventfds: [this.process.open(this.asked)] });
     this.portal = this.device.mmap(PCI_BAR2_REGION, 0x1000, 0x1000);
     this.configWrite(4, 2, 6);
+    this.dedicated = this.world.vdsa(this.n).lease.wq.dedicated;
   }
 
   get pasid(): number {
@@ -172,7 +174,7 @@ export class VdsaUser {
   /** Submits as the queue wants it; record `slot` of the buffer. */
   put(fields: DescriptorFields, slot = 0): 'accepted' | 'retry' {
     const bytes = encodeDescriptor({ pasid: this.pasid, ...fields, completion: IOVA + RECORDS + slot * 32 });
-    if (!this.world.vdsa(this.n).lease.wq.dedicated) return this.portal.enqueue64(0, bytes);
+    if (!this.dedicated) return this.portal.enqueue64(0, bytes);
     this.portal.write64(0, bytes);
     return 'accepted';
   }

@@ -183,6 +183,17 @@ describe('what a process may not do', () => {
     expect(world.reports).toEqual([]);
   });
 
+  it('holds nothing of an operation that is named twice and whose target is not there', () => {
+    const world = started();
+    const { file, owner } = open(world);
+    const from = world.run(buffer(owner, bytes(4096)));
+    const good = operation({ kind: 'copy', from, to: from, sizeBytes: 64 });
+    const bad = operation({ kind: 'copy', from, to: 0x1000, sizeBytes: 64 });
+    expect(world.refusal(file.submit([good, good, bad])).code).toBe('EFAULT');
+    expect(world.refusal(file.submit([bad, bad])).code).toBe('EFAULT');
+    expectNothingHeld(world);
+  });
+
   it('refuses to write where the process may only read (EFAULT)', () => {
     const world = started();
     const { file, owner } = open(world);
@@ -285,6 +296,8 @@ describe('the end', () => {
     const results = world.run((function* (): Steps<readonly PinnedResult[]> {
       const submission = yield* busy(file, owner);
       world.pci.setMaster(false);
+      // a function that may not write cannot interrupt either: somebody looks
+      world.idxd.device(world.pci).hardware.miscInterrupt();
       return yield* submission.wait();
     })());
     expect(results.map(({ status }) => status)).toEqual(['aborted']);

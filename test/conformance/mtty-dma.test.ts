@@ -5,7 +5,7 @@
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it } from 'vitest';
 import type { DeviceHandle } from '../../vfio/client/index.js';
-import { DMA_DONE, DMA_STATUS, MttyGuest, MttyWorld, startDma, uuid, type MttyUser, type MttyWorldOptions } from './mtty-world.js';
+import { DMA_DONE, DMA_STATUS, firstDifference, MttyGuest, MttyWorld, startDma, uuid, type MttyUser, type MttyWorldOptions } from './mtty-world.js';
 
 const CONFIG = 7;
 const MASTER = 4;
@@ -77,7 +77,7 @@ describe('a port\'s DMA window', () => {
     expect(world.status()).toBe(BUSY);
     world.settle();
     expect([world.status(), world.done(), world.pinned]).toEqual([OK, 10_000, 0]);
-    expect(world.content(0x8003, 10_000)).toEqual(pattern(10_000));
+    expect(firstDifference(world.content(0x8003, 10_000), pattern(10_000))).toBe(-1);
     expect([world.content(0x8002, 1), world.content(0x8003 + 10_000, 1)]).toEqual([Uint8Array.of(0), Uint8Array.of(0)]);
   });
 
@@ -87,8 +87,19 @@ describe('a port\'s DMA window', () => {
       world.fill(from, pattern(length, from));
       startDma(world.handle, IOVA + from, IOVA + to, length);
       world.settle();
-      expect([world.status(), world.content(to, length), world.pinned]).toEqual([OK, pattern(length, from), 0]);
+      expect([world.status(), firstDifference(world.content(to, length), pattern(length, from)), world.pinned]).toEqual([OK, -1, 0]);
     }), { numRuns: 20 });
+  });
+
+  it('moves as much as it says at most, from and to the middle of pages: 514 of them, all given back', () => {
+    const vaddr = world.map(world.vmm, 0x8000_0000, 4 * 2 ** 20);
+    world.run(world.vmm.process.mm.write(vaddr + 7, pattern(2 ** 20)));
+    startDma(world.handle, 0x8000_0007, 0x8000_0009 + 2 * 2 ** 20, 2 ** 20);
+    world.pass(1000);
+    expect(world.pinned).toBe(514);
+    world.settle();
+    expect([world.status(), world.done(), world.pinned]).toEqual([OK, 2 ** 20, 0]);
+    expect(firstDifference(world.bytes(world.vmm.process, vaddr + 9 + 2 * 2 ** 20, 2 ** 20), pattern(2 ** 20))).toBe(-1);
   });
 
   it('keeps both buffers pinned for as long as its bytes take, and no page more', () => {
@@ -121,7 +132,7 @@ describe('a port\'s DMA window', () => {
     startDma(world.handle, IOVA, IOVA + 0x8000, 4096, 4096, 0);
     startDma(world.handle, IOVA + 4096, IOVA + 0x9000, 4096, 4096, 1);
     world.settle();
-    expect([world.status(0), world.status(1), world.content(0x8000, 4096), world.content(0x9000, 4096), world.pinned]).toEqual([OK, OK, pattern(4096, 1), pattern(4096, 2), 0]);
+    expect([world.status(0), world.status(1), firstDifference(world.content(0x8000, 4096), pattern(4096, 1)), firstDifference(world.content(0x9000, 4096), pattern(4096, 2)), world.pinned]).toEqual([OK, OK, -1, -1, 0]);
   });
 
   it.each([
@@ -290,7 +301,7 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     })(), { joined: true });
     expect(world.run(file.write(sent))).toBe(10_000);
     world.run(reader.join());
-    expect([Uint8Array.from(got), file.port.overruns]).toEqual([sent, 0]);
+    expect([firstDifference(Uint8Array.from(got), sent), file.port.overruns]).toEqual([-1, 0]);
   });
 
   it('delivers a few bytes below the trigger level by the timeout', () => {
@@ -308,7 +319,7 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     const got: number[] = [];
     while (got.length < 5000) got.push(...world.run(file.read(5000)));
     world.run(writer.join());
-    expect(Uint8Array.from(got)).toEqual(pattern(5000));
+    expect(firstDifference(Uint8Array.from(got), pattern(5000))).toBe(-1);
   });
 
   it('moves a process\'s buffer by DMA: guest-virtual, guest-physical, host-physical, and nothing stays pinned', () => {
@@ -318,7 +329,7 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     const hostPins = world.frames.pinnedPages;
     world.run(app.mm.write(buffer + 5, pattern(90_000)));
     world.run(file.transfer(buffer + 5, buffer + 100_001, 90_000));
-    expect(world.bytes(app, buffer + 100_001, 90_000)).toEqual(pattern(90_000));
+    expect(firstDifference(world.bytes(app, buffer + 100_001, 90_000), pattern(90_000))).toBe(-1);
     expect([guest.frames.pinnedPages, guest.core.dma.mappedPages, world.frames.pinnedPages - hostPins]).toEqual([0, 0, 0]);
   });
 
@@ -331,7 +342,7 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     files.forEach(({ app, buffer }, i) => world.run(app.mm.write(buffer, pattern(8192, i))));
     const tasks = files.map(({ file, buffer }) => world.scheduler.spawn('transfer', file.transfer(buffer, buffer + 8192, 8192), { joined: true }));
     for (const task of tasks) world.run(task.join());
-    files.forEach(({ app, buffer }, i) => expect(world.bytes(app, buffer + 8192, 8192)).toEqual(pattern(8192, i)));
+    files.forEach(({ app, buffer }, i) => expect(firstDifference(world.bytes(app, buffer + 8192, 8192), pattern(8192, i))).toBe(-1));
   });
 
   it.each([[0, 'EINVAL'], [4097, 'EFAULT']] as const)('refuses a transfer of %i bytes with %s and pins nothing', (length, code) => {
@@ -346,9 +357,10 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     const app = guest.newProcess();
     const file = world.run(guest.driver.open(guest.function, app));
     const buffer = world.run(app.mm.mmap(200_000));
-    const task = world.scheduler.spawn('app', file.transfer(buffer, buffer + 100_000, 90_000), { joined: true });
+    const calls = [file.transfer(buffer, buffer + 100_000, 90_000), file.write(pattern(6000)), file.write(pattern(10)), file.read(1), file.read(1)];
+    const tasks = calls.map((steps) => world.scheduler.spawn('app', steps as ReturnType<typeof file.transfer>, { joined: true }));
     world.clock.run({ untilNs: world.clock.now + ns });
-    task.kill();
+    for (const task of tasks) task.kill();
     world.run(app.exit());
     expect([guest.frames.pinnedPages, guest.core.dma.mappedPages, world.card(1).pinnedPages, file.port.users]).toEqual([0, 0, 0, 0]);
     world.settle();
@@ -358,7 +370,7 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     const fresh = world.run(again.mm.mmap(8192));
     world.run(again.mm.write(fresh, pattern(4096)));
     world.run(other.transfer(fresh, fresh + 4096, 4096));
-    expect(world.bytes(again, fresh + 4096, 4096)).toEqual(pattern(4096));
+    expect(firstDifference(world.bytes(again, fresh + 4096, 4096), pattern(4096))).toBe(-1);
   });
 
   it.each([['unbound', false], ['pulled out', true]])('ends what is under way with EIO when the card is %s', (_what, pulled) => {
@@ -429,7 +441,7 @@ describe('a parent with vendor pinning', () => {
       return { user, vaddr };
     });
     world.settle();
-    users.forEach(({ user, vaddr }, i) => expect(world.bytes(user.process, vaddr + 4096, 4096)).toEqual(pattern(4096, i + 1)));
+    users.forEach(({ user, vaddr }, i) => expect(firstDifference(world.bytes(user.process, vaddr + 4096, 4096), pattern(4096, i + 1))).toBe(-1));
     expect([world.frames.pinnedPages, world.vfio.pasidOf(world.mdevs.find(uuid(1))!)]).toEqual([0, undefined]);
   });
 });

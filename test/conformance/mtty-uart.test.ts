@@ -322,6 +322,11 @@ describe('interrupts of the card', () => {
     expect(fd.read()).toBe(1);
   });
 
+  it('signals MSI for what was pending before it had an eventfd', () => {
+    world.send('a');
+    expect(world.eventFd(MSI).read()).toBe(1);
+  });
+
   it('signals INTx once, and again at the unmask while the level is high', () => {
     const fd = world.eventFd(INTX);
     world.send('ab');

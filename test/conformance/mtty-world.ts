@@ -60,6 +60,13 @@ export function uuid(n: number): string {
   return `83b8f4f2-509f-382f-3c1e-${n.toString(16).padStart(12, '0')}`;
 }
 
+/** Where two byte strings differ first, -1 nowhere: comparing large arrays element by element is what tests spend their time with. */
+export function firstDifference(a: Uint8Array, b: Uint8Array): number {
+  if (Buffer.compare(a, b) === 0) return -1;
+  const at = a.findIndex((byte, i) => byte !== b[i]);
+  return at < 0 ? Math.min(a.length, b.length) : at;
+}
+
 export interface MttyWorldOptions {
   readonly config?: Partial<MttyConfig>;
   readonly defects?: readonly string[];

@@ -227,6 +227,8 @@ describe('GET_DEVICE_FD (C5)', () => {
     expect(client.process.descriptors()).toEqual(before);
     world.run(group.unsetContainer());
     expect(world.calls).not.toContain(`open ${BDF}`);
+    world.run(world.vfio.unregister(one.device));
+    expect(one.ops.requests).toEqual([]);
   });
 
   it('closes the device again when the process ends while it opens', () => {

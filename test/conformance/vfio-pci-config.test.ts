@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import { listCapabilities, listExtCapabilities, type PciFunctionDevice } from '../../host/pci/kernel/index.js';
+import { PCI_MSIX_IRQ, REGION_STRIDE } from '../../vfio/device.js';
 import { ConfigPokes, VfioPciWorld } from '../fixtures/vfio-pci-world.js';
 import { IDLE, Scratch, TRANSLATING } from '../fixtures/pci-world.js';
 import type { PciFunctionOptions } from '../../host/pci/hardware/pci-function.js';
@@ -29,9 +30,9 @@ interface Bench {
   readonly vdev: VfioPciDevice;
   readonly user: ConfigPokes;
   /** The function's own byte, word or doubleword. */
-  real(offset: number, size: 1 | 2 | 4): number;
-  cap(id: number): number;
-  ecap(id: number): number;
+  readonly real: (offset: number, size: 1 | 2 | 4) => number;
+  readonly cap: (id: number) => number;
+  readonly ecap: (id: number) => number;
 }
 
 function bench(options: Partial<PciFunctionOptions> = FULL, pciDefects: readonly string[] = []): Bench {
@@ -226,6 +227,25 @@ describe('capabilities', () => {
     expect([real(cap(PM) + 4, 2) & 3, world.refused(() => vdev.read(0, new Uint8Array(4)))]).toEqual([3, 'EIO']);
     user.poke(cap(PM) + 4, 2, 0);
     expect([real(cap(PM) + 4, 2) & 3, vdev.read(0, new Uint8Array(4))]).toEqual([0, 4]);
+  });
+});
+
+describe('an accelerator with everything (DSA)', () => {
+  it('shows its user neither ATS nor PRI nor PASID; its registers, reset and MSI-X are there', () => {
+    const world = new VfioPciWorld();
+    const dsa = world.plugDsa(world.root, 0x08);
+    world.boot();
+    const vdev = world.bind('0000:00:01.0');
+    world.run(vdev.open());
+    const user = new ConfigPokes(vdev), fn = world.fn('0000:00:01.0');
+    expect([PASID, ATS, PRI].map((id) => fn.findExtCapability(id) !== undefined)).toEqual([true, true, true]);
+    expect(lists(user)).toEqual({ standard: [EXP, MSIX], extended: [0, DVSEC] });
+    for (let offset = 0x100; offset < 0x1000; offset += 4) user.poke(offset, 4, 0xffff_ffff);
+    expect([dsa.function.atsEnabled, dsa.function.pasidEnabled, dsa.function.priEnabled]).toEqual([false, false, false]);
+    const version = new Uint8Array(4);
+    expect([vdev.read(0, version), [...version]]).toEqual([4, [0, 1, 0, 0]]);
+    expect(vdev.mmap(2 * REGION_STRIDE, 0x1000).enqueue64(0, new Uint8Array(64))).toBe('retry');
+    expect(vdev.irqInfo(PCI_MSIX_IRQ).count).toBe(fn.msixVectors);
   });
 });
 

@@ -20,9 +20,9 @@ interface Bench {
   readonly hardware: PciFunction;
   readonly user: DeviceUser;
   readonly config: ConfigPokes;
-  set(request: IrqRequest): void;
-  refused(request: IrqRequest): string;
-  events(count: number): { readonly fds: number[]; readonly events: EventFd[] };
+  readonly set: (request: IrqRequest) => void;
+  readonly refused: (request: IrqRequest) => string;
+  readonly events: (count: number) => { readonly fds: number[]; readonly events: EventFd[] };
 }
 
 function bench(options: Partial<PciFunctionOptions> = ALL_KINDS): Bench {

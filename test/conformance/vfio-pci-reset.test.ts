@@ -1,11 +1,10 @@
-/** Open and close, resets, hot resets, and functions that go away (drivers/vfio/pci/vfio_pci_core.c; C17, C18, E31). */
+/** Open and close, resets, hot resets, and functions that go away (drivers/vfio/pci/vfio_pci_core.c; C17, C18). */
 import { describe, expect, it } from 'vitest';
 import { PCI_CONFIG_REGION, PCI_MSIX_IRQ, PCI_REQ_IRQ } from '../../vfio/device.js';
 import { bytesOf, concatWords, PCI_HOT_RESET, PCI_HOT_RESET_INFO, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, VFIO_DEVICE_PCI_HOT_RESET, wordsOfBytes } from '../../vfio/uapi/index.js';
-import { Scratch } from '../fixtures/pci-world.js';
+import { IDLE, Scratch } from '../fixtures/pci-world.js';
 import { ConfigPokes, VfioPciWorld, type DeviceUser } from '../fixtures/vfio-pci-world.js';
 import { PciFunction } from '../../host/pci/hardware/pci-function.js';
-import { IDLE } from '../fixtures/pci-world.js';
 import type { PciFunctionOptions } from '../../host/pci/hardware/pci-function.js';
 
 const COMMAND = 0x04, MEMORY = 2, MASTER = 4, SECOND = 1_000_000_000;
@@ -186,7 +185,7 @@ describe('hot reset', () => {
     for (const fn of [first, second]) fn.listen((change) => change === 'reset' && seen.push(window.read(0x20, 4)));
     window.write(0x20, 4, 5);
     world.run(a.device.hotReset([a.group, b.group]));
-    expect([stories, seen, window.read(0x20, 4)]).toEqual([[['reset'], ['reset']], [0xffff_ffff, 0xffff_ffff], 0xffff_ffff]);
+    expect([stories, seen, window.read(0x20, 4)]).toEqual([[['reset'], ['reset']], [0xffff_ffff, 0xffff_ffff], 5]);
     expect([first.config.get(COMMAND, 2) & MEMORY, second.config.get(0x10, 4)]).toEqual([MEMORY, world.fn(SECOND_FN).resource(0)!.start]);
   });
 
@@ -232,7 +231,7 @@ describe('the driver', () => {
     const user = world.open(ON_ROOT), { fd, event } = world.event(user);
     world.run(user.device.setIrqs({ index: PCI_REQ_IRQ, eventfds: [fd] }));
     const unbound = world.scheduler.spawn('unbind', world.drivers.unbind('vfio-pci', world.fn(ON_ROOT)), { joined: true });
-    world.clock.run({ until: world.clock.now + 25 * SECOND });
+    world.clock.run({ untilNs: world.clock.now + 25 * SECOND });
     expect([unbound.ended, event.signals]).toEqual([false, 3]);
     expect(world.log.lines.filter(({ text }) => text.includes('Relaying device request')).map(({ text }) => text)).toEqual([`vfio-pci ${ON_ROOT}: Relaying device request to user (#0)`]);
     world.run(user.device.close());
@@ -245,13 +244,13 @@ describe('the driver', () => {
     world.bind(ON_ROOT);
     const user = world.open(ON_ROOT);
     world.scheduler.spawn('unbind', world.drivers.unbind('vfio-pci', world.fn(ON_ROOT)));
-    world.clock.run({ until: world.clock.now + 35 * SECOND });
+    world.clock.run({ untilNs: world.clock.now + 35 * SECOND });
     expect(world.log.lines.filter(({ text }) => text.includes('No device request channel')).length).toBe(1);
     world.run(user.device.close());
     world.settle();
   });
 
-  it('lets a function that is pulled out go when its user has closed it; the next open finds nothing', () => {
+  it('lets a function that is pulled out go when its user has closed it; its group is gone', () => {
     const { world, alone } = machine();
     world.bind(ALONE);
     const user = world.open(ALONE), { fd, event } = world.event(user);
@@ -259,12 +258,13 @@ describe('the driver', () => {
     world.run(user.device.setIrqs({ index: PCI_MSIX_IRQ, eventfds: [-1, fd] }));
     world.complex.remove(alone, { surprise: true });
     const removal = world.scheduler.spawn('removal', world.bus.removeAbsent(), { joined: true });
-    world.clock.run({ until: world.clock.now + SECOND });
+    world.clock.run({ untilNs: world.clock.now + SECOND });
     expect([removal.ended, event.signals, user.device.readValue(PCI_CONFIG_REGION, 0, 4), user.device.readValue(0, 0, 4)]).toEqual([false, 1, 0xffff_ffff, 0xffff_ffff]);
     world.run(user.device.close());
     world.settle();
     expect([removal.state, world.bus.find(ALONE), world.interrupts.list()]).toEqual(['done', undefined, []]);
-    expect(world.refused(user.group.getDevice(ALONE))).toBe('ENODEV');
+    expect(world.refused(user.group.getDevice(ALONE))).toBe('EINVAL');
+    expect(world.vfio.groupIds).toEqual([]);
   });
 
   it('refuses to open a function that is gone already', () => {

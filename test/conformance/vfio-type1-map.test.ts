@@ -222,6 +222,21 @@ describe('type1: MAP_DMA', () => {
     }
   });
 
+  it('maps 1 GiB with one leaf, without touching the host\'s memory', () => {
+    const world = new Type1World({ memoryBytes: 3 * 2 ** 30, freshZero: true });
+    const user = world.user('vmm', [world.group(0)]);
+    const vaddr = world.run(user.process.mm.mmap(2 ** 30, { hugeLevel: 2 }));
+    const arenas = [...world.ram.touched()].length;
+    world.run(user.container.mapDma({ iova: 2 ** 32, vaddr, sizeBytes: 2 ** 30 }));
+    expect([...world.ram.touched()]).toHaveLength(arenas);
+    const { domain } = user.iommu.state.domains[0]!;
+    if (!(domain instanceof VtdDomain)) throw new Error('no VT-d domain');
+    expect([domain.table!.find(0x10_0001), domain.table!.level, world.frames.pinnedPages]).toEqual([true, 2, 0x4_0000]);
+    expect(world.run(user.container.unmapDma(2 ** 32, 2 ** 30))).toBe(2 ** 30);
+    world.end(user);
+    world.expectNothingInUse();
+  });
+
   it('keeps the memory of a process that exits until the container ends (2g)', () => {
     const world = new Type1World();
     const user = world.user('vmm', [world.group(0)]);

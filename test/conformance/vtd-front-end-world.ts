@@ -9,7 +9,7 @@ import { Ram } from '../../sim/memory.js';
 import { read64, write64 } from '../../sim/mmio.js';
 import { Trace, type TraceRecord } from '../../sim/trace.js';
 import { DEFAULT_TIMING, Timing } from '../../host/timing.js';
-import type { BackEnd, DeviceTlbResult, TranslationState } from '../../iommu/intel-vtd/hardware/back-end.js';
+import type { BackEnd, DeviceTlbResult, InterruptState, TranslationState } from '../../iommu/intel-vtd/hardware/back-end.js';
 import { VtdFrontEnd } from '../../iommu/intel-vtd/hardware/front-end.js';
 import { buildCapabilities, type VtdCapabilities, type VtdCapabilityOptions } from '../../iommu/intel-vtd/spec/capabilities.js';
 
@@ -23,6 +23,14 @@ export class NotingBackEnd implements BackEnd {
 
   setState(state: TranslationState): void {
     this.calls.push(`state enabled=${state.enabled} root=${hex(state.rootTable)} mode=${state.mode}`);
+  }
+
+  setInterruptState(state: InterruptState): void {
+    this.calls.push(`interrupts enabled=${state.enabled} table=${hex(state.table)}+${state.entries} eime=${state.extended} cfi=${state.compatibility}`);
+  }
+
+  invalidateInterruptEntries(index: number, entries: number): void {
+    this.calls.push(`interrupt-entries ${hex(index)}+${entries}`);
   }
 
   invalidateContext(granularity: string, domainId: number, sourceId: number, functionMask: number): void {

@@ -7,7 +7,7 @@ import { Ram } from '../../sim/memory.js';
 
 const MIB = 2 ** 20;
 
-function world(bytes = 16 * MIB, options: { poison?: number; defects?: Set<string> } = {}) {
+function world(bytes = 16 * MIB, options: { poison?: number; defects?: Set<string>; freshZero?: boolean } = {}) {
   const memory = new Ram(bytes);
   return { memory, frames: new FrameAllocator({ memory, ranges: [{ start: 0, end: bytes }], ...options }) };
 }
@@ -55,6 +55,42 @@ describe('frame allocator', () => {
       expect(frames.alloc('b')).toBe(address);
       expect(memory.load(address + 4095, 1)).toBe(expected);
     }
+  });
+
+  it('touches no memory that was never handed out, where that is known to be zero', () => {
+    const { memory, frames } = world(16 * MIB, { freshZero: true });
+    const touched = (): number => [...memory.touched()].length;
+    const first = frames.alloc('a'), block = frames.alloc('a', 9);
+    expect(touched()).toBe(0);
+    memory.fill(first, 0x5a, 4096);
+    memory.fill(block, 0x5a, 512 * 4096);
+    frames.free(first);
+    frames.free(block, 9);
+    // handed out again, also as parts of another block, it is zeroed
+    for (const [order, count] of [[0, 700], [3, 40]] as const) {
+      for (let i = 0; i < count; i++) {
+        const address = frames.alloc('b', order);
+        for (let at = 0; at < 2 ** order; at++) expect(memory.load(address + at * 4096 + 8, 4)).toBe(0);
+      }
+    }
+  });
+
+  it('pins ranges page by page, across blocks, and frees what only the pins held', () => {
+    const { frames } = world();
+    for (let i = 0; i < 3; i++) frames.alloc('pad');
+    const block = frames.alloc('a', 2), next = frames.alloc('a');
+    expect(next).toBe(block + 4 * 4096);
+    frames.pinRange(block + 4096, 4);
+    expect([frames.pinnedPages, frames.pins(block), frames.references(block), frames.pins(next)]).toEqual([4, 3, 4, 1]);
+    frames.put(block);
+    frames.put(next);
+    expect(frames.framesOf('a')).toBe(5);
+    frames.unpinRange(block + 4096, 2);
+    expect([frames.pinnedPages, frames.framesOf('a')]).toEqual([2, 5]);
+    expect(() => frames.unpinRange(block, 2)).toThrow(SimulatorBug);
+    frames.unpinRange(block + 3 * 4096, 2);
+    expect([frames.pinnedPages, frames.framesOf('a')]).toEqual([0, 0]);
+    expect(() => frames.pinRange(block, 1)).toThrow(SimulatorBug);
   });
 
   it('poisons freed frames when asked', () => {

@@ -121,7 +121,7 @@ export class VfioMigration {
   }
 
   private *walk(target: number): Steps<MigrationDataFile | undefined> {
-    if (this.current === target && target !== VFIO_DEVICE_STATE_ERROR) return undefined;
+    if (target === VFIO_DEVICE_STATE_ERROR) throw new Errno('EINVAL', this.refusal(target));
     let opened: MigrationDataFile | undefined;
     while (this.current !== target) {
       const next = nextMigrationState(this.vendor.flags, this.current, target);

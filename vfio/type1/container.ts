@@ -29,7 +29,7 @@ export class Type1Container implements ContainerIommu {
     this.hooks = hooks;
   }
 
-  /** From 1, in the order of SET_IOMMU; the trace knows the container by it. */
+  /** The trace knows the container by it. */
   get number(): number {
     return this.state.number;
   }

@@ -29,7 +29,7 @@ export class DmaMapping {
   readonly pages: number;
   readonly vaddr: number;
   readonly prot: number;
-  /** Whose memory it is; the container keeps its structure. */
+  /** Whose memory it is. No use is held, so that a process may end while its pages stay pinned. */
   readonly mm: Mm;
   readonly ipcLock: boolean;
   /** Mapped in every domain of the container; without one it is only recorded. */

@@ -12,7 +12,7 @@ import type { Device } from '../../host/device.js';
 import { NO_PASID } from '../../host/pci/dma-port.js';
 import type { IommuDomain } from '../../iommu/core/ops.js';
 import type { ContainerGroup } from '../iommu-driver.js';
-import { mapRuns, pinMapping, removeMapping, unmapAndUnpin, unpinMapping } from './backing.js';
+import { mapRuns, pinMapping, removeMapping, reportVendorPins, unmapAndUnpin, unpinMapping } from './backing.js';
 import { endBinds, forgetBinds, replayBinds } from './binds.js';
 import type { DmaMapping } from './dma-list.js';
 import { validRanges, type PageRange } from './iova-ranges.js';
@@ -203,9 +203,18 @@ function* attachDevices(state: ContainerState, attached: AttachedGroup, domain: 
 
 function* detachFromDomain(state: ContainerState, attached: AttachedGroup, domain: IommuDomain): Steps {
   const { core } = state.context;
-  if (attached.backing !== 'aux') yield* core.detachGroup(domain, attached.iommuGroup!);
-  else for (const { parent } of attached.parents.toReversed()) yield* core.auxDetach(domain, parent);
+  if (attached.backing !== 'aux') yield* unlessGone(core.detachGroup(domain, attached.iommuGroup!));
+  else for (const { parent } of attached.parents.toReversed()) yield* unlessGone(core.auxDetach(domain, parent));
   forgetRequesters(state, attached);
+}
+
+/** A device that has left its bus took its attachments along. */
+function* unlessGone(detach: Steps): Steps {
+  try {
+    yield* detach;
+  } catch (error) {
+    if (!isErrno(error, 'ENODEV') && !isErrno(error, 'EINVAL')) throw error;
+  }
 }
 
 /**
@@ -241,11 +250,18 @@ export function* detachGroup(state: ContainerState, group: ContainerGroup): Step
     traceDetach(state, attached, undefined);
     state.external.splice(external, 1);
     if (state.external.length === 0 && state.domains.length === 0) yield* removeAllMappings(state);
-    return;
+  } else {
+    const from = state.domains.find(({ groups }) => groups.includes(attached))!;
+    traceDetach(state, attached, from.domain);
+    yield* withdraw(state, attached, from);
   }
-  const from = state.domains.find(({ groups }) => groups.includes(attached))!;
-  traceDetach(state, attached, from.domain);
-  yield* withdraw(state, attached, from);
+  for (const { device } of group.registrations) state.notifiers.delete(device);
+  if (state.notifiers.size === 0) endVendorPins(state);
+}
+
+/** No driver is left that could give its pages back. */
+function endVendorPins(state: ContainerState): void {
+  for (const mapping of state.mappings) reportVendorPins(state, mapping);
 }
 
 /** Undoes an attachment to a domain; the last group of a domain ends it, the last domain unpins. */

@@ -53,7 +53,6 @@ function* mapLocked(state: ContainerState, caller: Process, words: Uint32Array):
   if (state.dirtyTracking) startLogging(mapping);
   // without a domain the mapping is only recorded (C8)
   if (state.domains.length > 0) yield* pinAndMap(state, mapping);
-  mapping.mm.grab();
   state.mappings.insert(mapping);
   state.dmaAvailable--;
   context.counters.maps++;

@@ -1,4 +1,4 @@
-/** Containers in the story of a run. Containers are numbered from 1 in the order in which they get an IOMMU. */
+/** Containers in the story of a run, known by their numbers. */
 import type { Trace, TraceKind } from '../../sim/trace.js';
 
 export class Type1Trace {

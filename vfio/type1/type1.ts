@@ -61,18 +61,18 @@ export class Type1Driver implements ContainerIommuDriver {
   }
 
   /** @throws Errno EINVAL another type */
-  open(type: number): Type1Container {
+  open(type: number, container?: number): Type1Container {
     if (type !== VFIO_TYPE1_IOMMU && type !== VFIO_TYPE1v2_IOMMU && type !== VFIO_TYPE1_NESTING_IOMMU) {
       throw new Errno('EINVAL', `${this.name} has no IOMMU of type ${type}`);
     }
     const nesting = type === VFIO_TYPE1_NESTING_IOMMU;
-    const state = new ContainerState(this.context, ++this.last, { v2: nesting || type === VFIO_TYPE1v2_IOMMU, nesting });
-    const container = new Type1Container(state, {
+    const state = new ContainerState(this.context, container ?? ++this.last, { v2: nesting || type === VFIO_TYPE1v2_IOMMU, nesting });
+    const opened = new Type1Container(state, {
       checkExtension: (extension) => this.checkExtension(extension),
-      released: () => void this.live.delete(container),
+      released: () => void this.live.delete(opened),
     });
-    this.live.add(container);
-    return container;
+    this.live.add(opened);
+    return opened;
   }
 
   /** Containers with an IOMMU now, in the order of SET_IOMMU. */

@@ -217,11 +217,13 @@ export class IdxdPinnedFile implements OpenFile {
     }
     if (!(sizeBytes >= 1)) throw new Errno('EINVAL', `${kind} of ${sizeBytes} bytes`);
     const from = kind === 'fill' ? undefined : yield* this.pin(operation.from, sizeBytes, false);
+    let complete = false;
     try {
       const to = kind === 'crc' ? undefined : yield* this.pin(operation.to, sizeBytes, kind !== 'compare');
       prepared.push({ operation, from, to });
+      complete = true;
     } finally {
-      if (prepared.at(-1)?.operation !== operation) this.unpinBuffer(from);
+      if (!complete) this.unpinBuffer(from);
     }
   }
 

@@ -19,6 +19,8 @@ export class QueueLease {
   /** Whose descriptors the queue takes from this lease; undefined while it is off. */
   pasid: number | undefined;
   private permitted = false;
+  /** Being turned off: what is enqueued now would not be waited for. */
+  private closing = false;
 
   constructor(device: IdxdDevice, wq: IdxdWq, vector: number) {
     this.device = device;
@@ -29,6 +31,11 @@ export class QueueLease {
 
   get enabled(): boolean {
     return this.pasid !== undefined;
+  }
+
+  /** True while a slot of a shared queue takes descriptors; a dedicated queue refuses by itself. */
+  get accepts(): boolean {
+    return this.pasid !== undefined && !this.closing;
   }
 
   /** Lets descriptors of the lease's PASID interrupt through the vector. */
@@ -74,8 +81,10 @@ export class QueueLease {
   *disable(drain: boolean): Steps<number> {
     if (this.pasid === undefined) return CMDSTS_ERR.SUCCESS;
     const { device, wq } = this;
+    this.closing = true;
     const error = yield* drain ? this.command(DSA_CMD.DISABLE_WQ, DSA_CMD.DRAIN_PASID) : this.command(DSA_CMD.RESET_WQ, DSA_CMD.ABORT_PASID);
     this.pasid = undefined;
+    this.closing = false;
     if (wq.dedicated) wq.enabled = false;
     if (device.alive) {
       if (wq.dedicated) device.hardware.setWqPasid(wq.index, undefined);

@@ -59,10 +59,15 @@ export class VdsaCommands {
     if (life === this.life) this.owner.registers.commandDone(status, interrupt);
   }
 
-  /** Everything that was under way has no effect any more; the queue's descriptors are dropped and it is off, without PASID. */
-  *reset(): Steps {
+  /** What is under way reports nothing any more; `reset` follows. */
+  cut(): void {
     this.life++;
     this.owner.registers.wqEnabled = false;
+  }
+
+  /** Everything that was under way has no effect any more; the queue's descriptors are dropped and it is off, without PASID. */
+  *reset(): Steps {
+    this.cut();
     yield* this.lock.lock();
     try {
       this.takeHandle();

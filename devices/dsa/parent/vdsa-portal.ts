@@ -53,7 +53,7 @@ export class VdsaPortal implements Mmio {
 
   enqueue64(offset: number, bytes: Uint8Array): EnqueueResult {
     const { lease, user } = this;
-    if (this.unmapped || !user.reachesQueue || lease.pasid === undefined) return 'retry';
+    if (this.unmapped || !user.reachesQueue || !lease.accepts) return 'retry';
     if (!lease.wq.dedicated && !this.trustsPasid) {
       const pasid = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true) & PASID_MASK;
       if (pasid !== lease.pasid) {

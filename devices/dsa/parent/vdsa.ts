@@ -15,7 +15,7 @@ import {
   PCI_NUM_IRQS, PCI_NUM_REGIONS, PCI_REQ_IRQ, REGION_INFO_CAPS, REGION_INFO_MMAP, REGION_INFO_READ, REGION_INFO_WRITE, REGION_STRIDE, type VfioDeviceInfo,
   type VfioDeviceOps, type VfioIrqInfo, type VfioIrqSet, type VfioRegionInfo,
 } from '../../../vfio/device.js';
-import { PORTAL_LIMITED, PORTAL_SIZE, REGISTERS_BAR_SIZE, STATE_DISABLED, STATE_ENABLED, STATE_HALT, SWERR } from '../spec/registers.js';
+import { PORTAL_LIMITED, PORTAL_SIZE, REGISTERS_BAR_SIZE, STATE_ENABLED, STATE_HALT, SWERR } from '../spec/registers.js';
 import type { QueueLease } from './queue-lease.js';
 import { VdsaCommands, type CommandOwner } from './vdsa-commands.js';
 import { VDSA_PORTALS_SIZE, VdsaConfig } from './vdsa-config.js';
@@ -129,7 +129,8 @@ export class Vdsa implements VfioDeviceOps, CommandOwner, PortalUser {
   /** The accelerator is halted or gone. */
   lost(): void {
     for (const portal of this.portals) portal.unmapped = true;
-    this.interrupts.notify(PCI_ERR_IRQ);
+    // a halted accelerator is an error; one that is gone is asked back by `request`
+    if (this.lease.device.pci.present) this.interrupts.notify(PCI_ERR_IRQ);
   }
 
   /** A completion of the physical queue. */
@@ -285,14 +286,14 @@ export class Vdsa implements VfioDeviceOps, CommandOwner, PortalUser {
     if (this.registers.state !== STATE_ENABLED) return;
     this.registers.reportError(SWERR.PCI_CFG);
     this.registers.halt();
+    this.commands.cut();
     this.parts.scheduler.spawn(`halt of ${this.name}`, this.commands.reset(), { daemon: true });
   }
 
   private functionLevelReset(): void {
     this.config.space.reset();
     this.registers.resetFunction();
-    // until the queue is off, the device does not answer commands
-    this.registers.state = STATE_DISABLED;
+    this.commands.cut();
     this.parts.scheduler.spawn(`function level reset of ${this.name}`, this.reset(), { daemon: true });
   }
 }

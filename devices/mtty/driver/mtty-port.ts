@@ -171,7 +171,8 @@ export class MttyPort {
     if (this.dmaStatus === undefined) this.abortDma();
     this.checkGone(stopped);
     const error = (this.dmaStatus! & DMA_STATUS_ERROR_MASK) >> DMA_STATUS_ERROR_SHIFT;
-    if (error !== 0) throw new Errno('EIO', `${this.pci.name} port ${this.index}: DMA ended with ${dmaErrorName(error)} after ${this.readDma(DMA_REG.BYTES_DONE)} of ${sizeBytes} bytes`);
+    if (error === 0) return;
+    throw new Errno('EIO', `${this.pci.name} port ${this.index}: DMA ended with ${dmaErrorName(error)} after ${this.readDma(DMA_REG.BYTES_DONE)} of ${sizeBytes} bytes`);
   }
 
   /** The engine has stopped when the write has arrived; reading makes sure of that. */

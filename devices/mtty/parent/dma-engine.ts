@@ -95,8 +95,8 @@ export class MttyDma {
   private readonly pinLeak: boolean;
   private readonly loseDirty: boolean;
   private transfer: Transfer | undefined;
-  /** Tasks of transfers that have not ended, also of those that are over. */
-  private tasks = 0;
+  /** Transfers that wait for pages, also those that are over. */
+  private pinning = 0;
   private running = true;
   private readonly quiet: WaitQueue;
 
@@ -153,7 +153,7 @@ export class MttyDma {
 
   /** Waits until no call that pins is under way any more: whatever it got is given back then. */
   *drained(): Steps {
-    yield* this.quiet.until(() => this.tasks === 0);
+    yield* this.quiet.until(() => this.pinning === 0);
   }
 
   save(): DmaState {
@@ -204,24 +204,24 @@ export class MttyDma {
       pins: [], over: false, notified: 0,
     };
     this.transfer = transfer;
-    this.tasks++;
     this.services.trace?.dmaStart(this.side.device.name, this.side.port, transfer.txPage, transfer.rxPage, r.TX_LENGTH.lo);
     this.services.scheduler.spawn(`${this.side.device.name} dma${this.side.port}`, this.work(transfer), { daemon: true });
   }
 
   private *work(transfer: Transfer): Steps {
+    const source: number[] = [], target: number[] = [];
+    this.pinning++;
     try {
-      const source: number[] = [], target: number[] = [];
       yield* this.pin(transfer, transfer.txPage, transfer.txPages, PROT_READ, source);
       yield* this.pin(transfer, transfer.rxPage, transfer.rxPages, PROT_WRITE, target);
-      if (!transfer.over) yield* this.move(transfer, source, target);
     } catch (error) {
       if (!isErrno(error)) throw error;
       if (!transfer.over) this.end(errorOf(error));
     } finally {
-      this.tasks--;
+      this.pinning--;
       this.quiet.wakeAll();
     }
+    if (!transfer.over) yield* this.move(transfer, source, target);
   }
 
   /** Nothing more when the transfer is over meanwhile: what a late call got goes back at once. */

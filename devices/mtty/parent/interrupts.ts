@@ -110,6 +110,8 @@ export class MttyInterrupts {
       if (fd === undefined) return;
       this.index = index;
       this.eventFd = fd;
+      // what is pending already would never be a new cause
+      if (index === PCI_MSI_IRQ && this.level) this.signal(fd);
       this.updateIntx();
       return;
     }

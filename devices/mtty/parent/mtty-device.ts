@@ -17,7 +17,8 @@ import { DmaLogging } from '../../../vfio/migration/dma-logging.js';
 import { VfioMigration, type MigrationVendor } from '../../../vfio/migration/migration.js';
 import type { MigrationState } from '../../../vfio/migration/states.js';
 import {
-  VFIO_DEVICE_STATE_PRE_COPY, VFIO_DEVICE_STATE_PRE_COPY_P2P, VFIO_DEVICE_STATE_RUNNING, VFIO_DEVICE_STATE_STOP_COPY, VFIO_MIGRATION_P2P, VFIO_MIGRATION_PRE_COPY, VFIO_MIGRATION_STOP_COPY,
+  VFIO_DEVICE_STATE_PRE_COPY, VFIO_DEVICE_STATE_PRE_COPY_P2P, VFIO_DEVICE_STATE_RUNNING, VFIO_DEVICE_STATE_STOP_COPY, VFIO_MIGRATION_P2P,
+  VFIO_MIGRATION_PRE_COPY, VFIO_MIGRATION_STOP_COPY,
 } from '../../../vfio/uapi/migration.js';
 import { MTTY_CONFIG_SIZE, PORT_BAR_SIZE } from '../spec/registers.js';
 import { MttyConfigSpace } from './config-space.js';

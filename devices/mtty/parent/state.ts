@@ -50,7 +50,8 @@ export function checkHeader(device: string, bytes: Uint8Array, ports: number): v
   const header = MTTY_STATE_HEADER.decode(wordsOfBytes(bytes.subarray(0, MTTY_STATE_HEADER.sizeBytes)));
   if (header.magic !== MTTY_MAGIC) throw new Errno('EINVAL', `${device}: the state is not one of a serial card`);
   if (header.major_ver !== BigInt(MTTY_MAJOR_VERSION) || header.minor_ver !== BigInt(MTTY_MINOR_VERSION) || header.flags !== 0n) {
-    throw new Errno('EINVAL', `${device}: the state has version ${header.major_ver}.${header.minor_ver} and flags ${header.flags}, known is ${MTTY_MAJOR_VERSION}.${MTTY_MINOR_VERSION}`);
+    const known = `${MTTY_MAJOR_VERSION}.${MTTY_MINOR_VERSION} without flags`;
+    throw new Errno('EINVAL', `${device}: the state has version ${header.major_ver}.${header.minor_ver} and flags ${header.flags}, known is ${known}`);
   }
   if (header.nr_ports !== BigInt(ports)) throw new Errno('EINVAL', `${device}: the state has ${header.nr_ports} ports, the card ${ports}`);
 }

@@ -328,6 +328,19 @@ export class FunctionPort implements DmaPort {
     return this.copyElsewhere(write, address, buffer, bufferOffset, length);
   }
 
+  /** A message on its way to the processors, which the agent may remap or drop. */
+  private interrupt(address: number, data: number): DmaStatus {
+    const { agent, sourceId } = this, { interrupts, timing } = this.fabric!;
+    if (agent?.remapInterrupt === undefined || this.bypassIommu) {
+      interrupts.message(address, data, sourceId);
+      return DMA_DONE;
+    }
+    const status = agent.remapInterrupt(sourceId, address, data);
+    this.costNs += agent.walkAccesses * timing.options.memoryAccessNs;
+    if (status === DMA_DONE) interrupts.message(agent.messageAddress!, agent.messageData!, sourceId);
+    return status;
+  }
+
   /** An interrupt, a register window, or a run that is only partly memory: page by page. */
   private copyElsewhere(write: boolean, address: number, buffer: Uint8Array, bufferOffset: number, length: number): DmaStatus {
     const fabric = this.fabric!;
@@ -337,8 +350,7 @@ export class FunctionPort implements DmaPort {
         // only aligned 4-byte writes are messages; anything else there is refused by the root complex
         if (!write || chunk !== 4 || length !== 4 || address % 4 !== 0) return DMA_UR;
         const data = buffer[bufferOffset]! | (buffer[bufferOffset + 1]! << 8) | (buffer[bufferOffset + 2]! << 16) | (buffer[bufferOffset + 3]! << 24);
-        fabric.interrupts.message(address, data >>> 0, this.sourceId);
-        return DMA_DONE;
+        return this.interrupt(address, data >>> 0);
       }
       const done = write
         ? fabric.memory.write(address, buffer, bufferOffset, chunk)

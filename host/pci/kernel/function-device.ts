@@ -139,8 +139,8 @@ export class PciFunctionDevice implements PciDevice {
       prefixPath: this.prefixPath,
       defects: services.defects,
     });
-    this.msix = new MsixVectors(this.name, config, this.findCapability(PCI_CAP_ID_MSIX), services.interrupts, (bar) => this.ioremap(bar));
-    this.msi = new MsiVectors(this.name, config, this.findCapability(PCI_CAP_ID_MSI), services.interrupts);
+    this.msix = new MsixVectors(this, this.findCapability(PCI_CAP_ID_MSIX), services.interrupts);
+    this.msi = new MsiVectors(this, this.findCapability(PCI_CAP_ID_MSI), services.interrupts);
     this.intxInterrupt = new IntxInterrupt({ name: this.name, config, devfn, upstream, interrupts: services.interrupts, virtual: virtual !== undefined || this.isBridge });
   }
 

@@ -12,7 +12,7 @@ import {
 } from '../spec/index.js';
 import { updateWord } from './config-access.js';
 import type { InterruptAllocator } from './msix.js';
-import type { ConfigWindow } from './pci-device.js';
+import type { ConfigWindow, PciDevice } from './pci-device.js';
 
 export class MsiVectors {
   /** The whole block, 2^n vectors; the first `used` have handlers. */
@@ -22,10 +22,12 @@ export class MsiVectors {
   private readonly config: ConfigWindow;
   private readonly capability: number | undefined;
   private readonly interrupts: InterruptAllocator;
+  private readonly device: PciDevice;
 
-  constructor(name: string, config: ConfigWindow, capability: number | undefined, interrupts: InterruptAllocator) {
-    this.name = name;
-    this.config = config;
+  constructor(device: PciDevice, capability: number | undefined, interrupts: InterruptAllocator) {
+    this.name = device.name;
+    this.config = device.config;
+    this.device = device;
     this.capability = capability;
     this.interrupts = interrupts;
   }
@@ -67,9 +69,9 @@ export class MsiVectors {
   }
 
   private request(name: string, handlers: readonly (() => void)[]): readonly IrqVector[] {
-    if (handlers.length === 1) return [this.interrupts.request(name, handlers[0]!)];
+    if (handlers.length === 1) return [this.interrupts.request(name, handlers[0]!, this.device)];
     if (this.interrupts.requestBlock === undefined) throw new Errno('ENOSPC', `MSI: this machine has no consecutive vectors for ${this.name}`);
-    return this.interrupts.requestBlock(name, handlers);
+    return this.interrupts.requestBlock(name, handlers, this.device);
   }
 
   private program(at: number): void {

@@ -14,14 +14,18 @@ import {
   PCI_MSIX_FLAGS_MASKALL, PCI_MSIX_FLAGS_QSIZE, PCI_MSIX_TABLE, PCI_MSIX_TABLE_BIR, PCI_MSIX_TABLE_OFFSET,
 } from '../spec/index.js';
 import { updateWord } from './config-access.js';
-import type { ConfigWindow } from './pci-device.js';
+import type { ConfigWindow, PciDevice } from './pci-device.js';
 
-/** Where vectors come from; `InterruptController` is one. */
+/** Where vectors come from; `InterruptController` is one, an IOMMU's that remaps interrupts another. */
 export interface InterruptAllocator {
-  request(name: string, handler: () => void): IrqVector;
+  /** @param device who will send the message: an allocator that remaps lets nobody else use it */
+  request(name: string, handler: () => void, device?: PciDevice): IrqVector;
   free(vector: IrqVector): void;
-  /** 2^n consecutive vectors for MSI, at least as many as handlers; without it a function gets one at most. */
-  requestBlock?(name: string, handlers: readonly (() => void)[]): IrqVector[];
+  /**
+   * 2^n vectors for MSI that differ in the low bits of their data only, at least as many as handlers; without it a
+   * function gets one at most.
+   */
+  requestBlock?(name: string, handlers: readonly (() => void)[], device?: PciDevice): IrqVector[];
   /** Level-triggered lines; without them there are no legacy interrupts. */
   requestLine?(line: number, name: string, handler: () => boolean, shared: boolean): LineAction;
   freeLine?(action: LineAction): void;
@@ -35,14 +39,14 @@ export class MsixVectors {
   private readonly config: ConfigWindow;
   private readonly capability: number | undefined;
   private readonly interrupts: InterruptAllocator;
-  private readonly ioremap: (bar: number) => Mmio;
+  private readonly device: PciDevice;
 
-  constructor(name: string, config: ConfigWindow, capability: number | undefined, interrupts: InterruptAllocator, ioremap: (bar: number) => Mmio) {
-    this.name = name;
-    this.config = config;
+  constructor(device: PciDevice, capability: number | undefined, interrupts: InterruptAllocator) {
+    this.name = device.name;
+    this.config = device.config;
     this.capability = capability;
     this.interrupts = interrupts;
-    this.ioremap = ioremap;
+    this.device = device;
   }
 
   get count(): number {
@@ -73,7 +77,7 @@ export class MsixVectors {
     const vectors: IrqVector[] = [];
     try {
       for (const [i, handler] of handlers.entries()) {
-        vectors.push(this.interrupts.request(handlers.length === 1 ? name : `${name}-${i}`, handler));
+        vectors.push(this.interrupts.request(handlers.length === 1 ? name : `${name}-${i}`, handler, this.device));
       }
     } catch (error) {
       for (const vector of vectors) this.interrupts.free(vector);
@@ -100,7 +104,7 @@ export class MsixVectors {
 
   private table(): { mmio: Mmio; offset: number } {
     const word = this.config.read(this.capability! + PCI_MSIX_TABLE, 4);
-    return { mmio: this.ioremap(word & PCI_MSIX_TABLE_BIR), offset: (word & PCI_MSIX_TABLE_OFFSET) >>> 0 };
+    return { mmio: this.device.ioremap(word & PCI_MSIX_TABLE_BIR), offset: (word & PCI_MSIX_TABLE_OFFSET) >>> 0 };
   }
 
   private program(table: { mmio: Mmio; offset: number }, entries: number): void {

@@ -15,6 +15,20 @@ export interface TranslationState {
   readonly mode: number;
 }
 
+/** State of interrupt remapping that the front end latches and the back end obeys. */
+export interface InterruptState {
+  /** GSTS.IRES */
+  readonly enabled: boolean;
+  /** Interrupt remapping table, 4 KiB aligned (IRTA latched by SIRTP). */
+  readonly table: number;
+  /** Entries of the table, 2^(S + 1). */
+  readonly entries: number;
+  /** IRTA.EIME: destinations have 32 bits, and nothing in compatibility format passes. */
+  readonly extended: boolean;
+  /** GSTS.CFIS: interrupts in compatibility format pass. */
+  readonly compatibility: boolean;
+}
+
 export type ContextGranularity = 'global' | 'domain' | 'device';
 export type IotlbGranularity = 'global' | 'domain' | 'page';
 export type PasidCacheGranularity = 'domain' | 'pasid' | 'global';
@@ -26,6 +40,10 @@ export type DeviceTlbResult = 'completed' | 'timed-out';
 export interface BackEnd {
   /** SRTP or TE took effect. */
   setState(state: TranslationState): void;
+  /** SIRTP, IRE or CFI took effect; never called on a unit without interrupt remapping. */
+  setInterruptState(state: InterruptState): void;
+  /** @param index first of `entries`, aligned to them, a power of two; all of them: 0 and Infinity */
+  invalidateInterruptEntries(index: number, entries: number): void;
   /** @param functionMask FM of section 6.5.2.1, 0..3 */
   invalidateContext(granularity: ContextGranularity, domainId: number, sourceId: number, functionMask: number): void;
   /** @param pages aligned power of two; `hint` IH: leaf entries only */
@@ -50,6 +68,7 @@ export interface FaultRecord {
   readonly pasid: number;
   /** Fault reason code, spec/fault-reasons.ts. */
   readonly reason: number;
+  /** FI as a page number; reasons of interrupt remapping have the interrupt index in its highest 16 bits. */
   readonly page: number;
   readonly write: boolean;
   readonly execute: boolean;
@@ -68,6 +87,8 @@ export interface FrontEndSink {
    * A page request that passed the checks of section 7.4: queued, or dropped and auto-answered on overflow.
    */
   pageRequest(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void;
+  /** An interrupt of a device was remapped: for the trace. */
+  interruptRemapped?(sourceId: number, index: number, vector: number, destination: number): void;
   /** A device-TLB invalidation completion with a tag or requester that nothing waits for (FSTS.ICE). */
   invalidCompletion?(sourceId: number): void;
 }

@@ -225,6 +225,7 @@ export class InvalidationQueue {
       case DESCRIPTOR.PASID_IOTLB: return granularity < 2 || tooWide ? IQEI.RESERVED_FIELD : 0;
       case DESCRIPTOR.PASID_CACHE: return granularity === 2 ? IQEI.RESERVED_FIELD : 0;
       // PD is reserved without page request draining (6.5.2.8)
+      case DESCRIPTOR.INTERRUPT_ENTRY_CACHE: return (q0 & 0x10) !== 0 && q0 >>> 27 > capabilities.maxHandleMask ? IQEI.RESERVED_FIELD : 0;
       case DESCRIPTOR.WAIT: return (q0 & 0x80) !== 0 && !capabilities.pageRequestDrain ? IQEI.RESERVED_FIELD : 0;
       default: return 0;
     }
@@ -274,10 +275,16 @@ export class InvalidationQueue {
       case DESCRIPTOR.PAGE_GROUP_RESPONSE:
         return this.pageGroupResponse(q0, pasid, q1);
       case DESCRIPTOR.INTERRUPT_ENTRY_CACHE:
-        return;
+        return this.invalidateInterruptEntries(q0, h0 & 0xffff);
       default:
         assert(false, `descriptor type ${q0 & 0xf} passed the check`);
     }
+  }
+
+  /** Global, or as many entries as the index mask says: it names the low bits of the index that do not count (6.5.2.7). */
+  private invalidateInterruptEntries(q0: number, index: number): void {
+    const entries = (q0 & 0x10) === 0 ? Infinity : 2 ** (q0 >>> 27);
+    this.backEnd!.invalidateInterruptEntries(entries === Infinity ? 0 : index - (index % entries), entries);
   }
 
   private invalidateIotlb(granularity: number, domain: number, q0: number, q1: number, h1: number): void {

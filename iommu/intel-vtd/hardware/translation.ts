@@ -1,10 +1,9 @@
 /**
- * The back end of a VT-d unit in silicon: translates requests, answers ATS, checks page requests, keeps the caches,
- * and reaches device TLBs (rev 4.1, chapters 3, 4, 6 and 7). It is told what to obey and what to forget through
+ * The back end of a VT-d unit in silicon: translates requests, answers ATS, checks page requests, remaps interrupts,
+ * keeps the caches, and reaches device TLBs (rev 4.1, chapters 3 to 7). It is told what to obey and what to forget through
  * `BackEnd` and tells faults and page requests to a `FrontEndSink`; it knows no registers and no queues.
  *
- * Left out: interrupt remapping (the interrupt address range passes as it is), protected memory regions, memory
- * types, and faults about A/D updates that are not snooped (0x7C, 0x90): memory is coherent.
+ * Left out: protected memory regions, memory types, and faults about A/D updates that are not snooped (0x7C, 0x90): memory is coherent.
  */
 import { assert } from '../../../sim/assert.js';
 import type { Clock } from '../../../sim/clock.js';
@@ -21,10 +20,11 @@ import { INTERRUPT_FIRST_PAGE, INTERRUPT_LAST_PAGE, SL_R, SL_W, pagesOfLevel } f
 import { PGTT_PASS_THROUGH } from '../spec/pasid-table.js';
 import { TTM_LEGACY } from '../spec/root-context.js';
 import type {
-  BackEnd, ContextGranularity, DeviceTlbResult, FrontEndSink, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity, TranslationState,
+  BackEnd, ContextGranularity, DeviceTlbResult, FrontEndSink, InterruptState, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity, TranslationState,
 } from './back-end.js';
 import { DeviceTlbInvalidations } from './device-tlb.js';
 import { COMPLETER_ABORT, RECOVERABLE } from './fault-answers.js';
+import { InterruptRemapping } from './interrupt-remapping.js';
 import { RequesterTables } from './requester-tables.js';
 import type { AddressSpaceRoot, ContextSlot } from './requester-tables.js';
 import {
@@ -44,6 +44,7 @@ export const TRANSLATION_DEFECTS = [
   'vtd.ignore-fpd',
   'vtd.skip-dirty-bit',
   'vtd.untagged-pasid',
+  'vtd.ignore-irte-source',
 ] as const;
 
 export interface TranslationBackEndOptions {
@@ -56,6 +57,9 @@ export interface TranslationBackEndOptions {
   readonly iotlbEntries?: number;
   readonly defects?: ReadonlySet<string>;
 }
+
+/** Weight of the lowest bit of FI's bits 63:48, in pages. */
+const INTERRUPT_INDEX_PAGES = 2 ** 36;
 
 const NO_DEFECTS: ReadonlySet<string> = new Set();
 
@@ -91,6 +95,7 @@ export class TranslationBackEnd implements BackEnd {
   private readonly iotlb: TranslationCache;
   private readonly caches: UnitCaches;
   private readonly deviceTlbs: DeviceTlbInvalidations;
+  private readonly interrupts: InterruptRemapping;
   private readonly hostEndPage: number;
 
   private enabled = false;
@@ -126,6 +131,7 @@ export class TranslationBackEnd implements BackEnd {
       skipDirtyBit: defects.has('vtd.skip-dirty-bit'),
     });
     this.deviceTlbs = new DeviceTlbInvalidations(options.clock, options.router, options.timing.options.invalidationTimeoutNs);
+    this.interrupts = new InterruptRemapping({ memory, caching: this.caching, ignoreSource: defects.has('vtd.ignore-irte-source') });
     this.hostEndPage = 2 ** (capabilities.hostAddressWidth - 12);
     this.skipPasidCacheFlush = defects.has('vtd.skip-pasid-cache-flush');
     this.skipDeviceTlbFlush = defects.has('vtd.skip-device-tlb-flush');
@@ -267,7 +273,37 @@ export class TranslationBackEnd implements BackEnd {
     if (!this.deviceTlbs.complete(sourceId, tag)) this.sink!.invalidCompletion?.(sourceId);
   }
 
+  /** What goes to the processors after a `remapInterrupt` that was done. */
+  get messageAddress(): number {
+    return this.interrupts.messageAddress;
+  }
+
+  get messageData(): number {
+    return this.interrupts.messageData;
+  }
+
+  /** `TranslationAgent.remapInterrupt` (chapter 5). The unit's own events do not come here (5.1.6). */
+  remapInterrupt(sourceId: number, address: number, data: number): DmaStatus {
+    const { interrupts } = this;
+    const reason = interrupts.remap(sourceId, address, data);
+    this.walkAccesses = interrupts.accesses;
+    if (reason !== 0) {
+      this.record(reason, interrupts.fpd, sourceId, NO_PASID, (interrupts.index & 0xffff) * INTERRUPT_INDEX_PAGES, true, false, false, 0);
+      return DMA_UR;
+    }
+    if (interrupts.index >= 0) this.sink!.interruptRemapped?.(sourceId, interrupts.index, interrupts.vector, interrupts.destination);
+    return DMA_DONE;
+  }
+
   // ---- BackEnd ----
+
+  setInterruptState(state: InterruptState): void {
+    this.interrupts.state = state;
+  }
+
+  invalidateInterruptEntries(index: number, entries: number): void {
+    this.interrupts.invalidate(index, entries);
+  }
 
   setState(state: TranslationState): void {
     this.state = state;
@@ -448,7 +484,7 @@ export class TranslationBackEnd implements BackEnd {
     return DMA_DONE;
   }
 
-  /** Section 3.15: untranslated writes without PASID to 0xFEEx_xxxx are interrupts and are not remapped; reads are refused. */
+  /** Section 3.14: untranslated writes without PASID to 0xFEEx_xxxx are interrupts, whose address no table translates; reads are refused. */
   private interruptRequest(sourceId: number, attributes: number, page: number, write: boolean): DmaStatus {
     if (!write) return this.refuse(FAULT.INTERRUPT_REQUEST_INVALID, false, sourceId, NO_PASID, attributes, page, write, 0);
     this.page = page;

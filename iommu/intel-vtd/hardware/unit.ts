@@ -84,6 +84,14 @@ export class VtdUnit implements TranslationAgent, Mmio {
     return this.backEnd.completion;
   }
 
+  get messageAddress(): number {
+    return this.backEnd.messageAddress;
+  }
+
+  get messageData(): number {
+    return this.backEnd.messageData;
+  }
+
   translate(sourceId: number, pasid: number, attributes: number, page: number, write: boolean): DmaStatus {
     return this.backEnd.translate(sourceId, pasid, attributes, page, write);
   }
@@ -94,6 +102,10 @@ export class VtdUnit implements TranslationAgent, Mmio {
 
   pageRequest(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void {
     this.backEnd.pageRequest(sourceId, pasid, page, access, last, prgIndex);
+  }
+
+  remapInterrupt(sourceId: number, address: number, data: number): DmaStatus {
+    return this.backEnd.remapInterrupt(sourceId, address, data);
   }
 
   invalidateCompletion(sourceId: number, tag: number): void {

@@ -80,6 +80,8 @@ export interface VtdCapabilityOptions {
   readonly mamv?: number;
   /** Abort-DMA translation table mode (ADMS). Default false. */
   readonly 'abort-dma'?: boolean;
+  /** Interrupt remapping (IR, MHMV = 15). Default false; topologies say true. */
+  readonly 'interrupt-remapping'?: boolean;
   /** VER register: major in bits 7:4, minor in 3:0. Default 0x60. */
   readonly version?: number;
 }
@@ -135,8 +137,13 @@ export interface VtdCapabilities {
   readonly firstLevel: boolean;
   readonly scalableCoherent: boolean;
   readonly abortDma: boolean;
-  /** IR of a recording: interrupt-entry cache invalidations are then valid (and have nothing to do). */
   readonly interruptRemapping: boolean;
+  /** EIM of a recording: 32-bit destinations. */
+  readonly extendedInterruptMode: boolean;
+  /** MHMV: largest index mask of an interrupt-entry cache invalidation. */
+  readonly maxHandleMask: number;
+  /** ESIRTPS of a recording: setting the interrupt remapping table invalidates the interrupt-entry cache. */
+  readonly enhancedSetInterruptTable: boolean;
   /** RPS: context entries carry RID_PASID. */
   readonly ridPasid: boolean;
   /** RPRIVS of a recording: context entries carry RID_PRIV. */
@@ -145,8 +152,8 @@ export interface VtdCapabilities {
   readonly notModelled: readonly string[];
 }
 
-const NOT_MODELLED_CAP = ['PLMR', 'PHMR', 'PI', 'ECMDS', 'ESIRTPS'] as const;
-const NOT_MODELLED_ECAP = ['IR', 'EIM', 'MHMV', 'MTS', 'DIT', 'VCS', 'PMS', 'SMS'] as const;
+const NOT_MODELLED_CAP = ['PLMR', 'PHMR', 'PI', 'ECMDS'] as const;
+const NOT_MODELLED_ECAP = ['MTS', 'DIT', 'VCS', 'PMS', 'SMS'] as const;
 
 /** @param options what is not in CAP and ECAP: VER and the host address width (default 46) */
 export function decodeCapabilities(cap: bigint, ecap: bigint, options: { version?: number; hostAddressWidth?: number } = {}): VtdCapabilities {
@@ -196,6 +203,9 @@ export function decodeCapabilities(cap: bigint, ecap: bigint, options: { version
     scalableCoherent: ecapField('SMPWCS') === 1,
     abortDma: ecapField('ADMS') === 1,
     interruptRemapping: ecapField('IR') === 1,
+    extendedInterruptMode: ecapField('EIM') === 1,
+    maxHandleMask: ecapField('MHMV'),
+    enhancedSetInterruptTable: capField('ESIRTPS') === 1,
     ridPasid: ecapField('RPS') === 1,
     ridPrivilege: ecapField('RPRIVS') === 1,
     notModelled: [
@@ -242,6 +252,8 @@ export function buildCapabilities(options: VtdCapabilityOptions = {}): BuiltCapa
     C: 1,
     QI: 1,
     DT: flag(o['device-tlb']),
+    IR: flag(o['interrupt-remapping']),
+    MHMV: o['interrupt-remapping'] ? 15 : 0,
     PT: flag(o['pass-through']),
     SC: flag(o['snoop-control']),
     IRO: 0xf0 / 16,
@@ -301,6 +313,7 @@ function withDefaults(options: VtdCapabilityOptions): CompleteOptions {
     psi,
     mamv: options.mamv ?? (psi ? 18 : 0),
     'abort-dma': options['abort-dma'] ?? false,
+    'interrupt-remapping': options['interrupt-remapping'] ?? false,
     version: options.version ?? 0x60,
   };
 }

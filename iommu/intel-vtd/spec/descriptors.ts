@@ -43,7 +43,7 @@ export const PASID_DEVICE_TLB_INVALIDATE = struct('p_dev_tlb_inv', 32, {
   Type: bits(3, 0), MIP: bits(8, 4), TypeHi: bits(11, 9), PFSID_3_0: bits(15, 12), SID: bits(31, 16), PASID: bits(51, 32), PFSID_15_4: bits(63, 52),
   G: bit(64), S: bit(75), ADDR: ADDRESS,
 });
-/** 6.5.2.7; without interrupt remapping its type is invalid. */
+/** 6.5.2.7; G: 0 global, 1 index-selective, 2^IM entries around IIDX. Without interrupt remapping its type is invalid. */
 export const INTERRUPT_ENTRY_CACHE_INVALIDATE = struct('iec_inv', 32, {
   Type: bits(3, 0), G: bit(4), TypeHi: bits(11, 9), IM: bits(31, 27), IIDX: bits(47, 32),
 });

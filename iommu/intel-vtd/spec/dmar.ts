@@ -66,10 +66,13 @@ export interface Satc {
 
 export type DmarStructure = Drhd | Rmrr | Atsr | Satc;
 
+/** `flags`: the platform supports interrupt remapping; without it software leaves ECAP.IR alone. */
+export const DMAR_INTR_REMAP = 1;
+
 export interface DmarTable {
   /** Host address width in bits; the table stores it minus one. */
   readonly hostAddressWidth: number;
-  /** Bit 0 INTR_REMAP, bit 1 X2APIC_OPT_OUT, bit 2 DMA_CTRL_PLATFORM_OPT_IN_FLAG. */
+  /** Bit 0 INTR_REMAP (DMAR_INTR_REMAP), bit 1 X2APIC_OPT_OUT, bit 2 DMA_CTRL_PLATFORM_OPT_IN_FLAG. */
   readonly flags: number;
   readonly structures: readonly DmarStructure[];
 }

@@ -1,12 +1,13 @@
 /**
- * Fault reasons of DMA remapping (VT-d rev 4.1, section 7.1.3 and appendix A): code, condition, sentence, and whether the
+ * Fault reasons of DMA and interrupt remapping (VT-d rev 4.1, sections 5.1.4, 7.1.3 and appendix A): code, condition, sentence, and whether the
  * Fault Processing Disable bit of the entries that were used keeps it from being recorded ("qualified"). Codes were
  * compared with drivers/iommu/intel/dmar.c (Linux), hw/i386/intel_iommu_internal.h (QEMU) and
  * include/VBox/iommu-intel.h (VirtualBox). QEMU differs in one: its table of qualified reasons has no LCT.3 and SCT.3, table 30
- * has. Left out: reasons of interrupt remapping other than 0x29.
+ * has. Those of interrupt remapping are qualified once an entry was read, also one that is not present (QEMU and VirtualBox
+ * agree). Left out: reasons of posted interrupts.
  */
 
-/** Codes by name. L_: legacy mode, S_: scalable mode. */
+/** Codes by name. L_: legacy mode, S_: scalable mode, IR_: interrupt remapping. */
 export const FAULT = {
   L_ROOT_P: 0x01,
   L_CONTEXT_P: 0x02,
@@ -23,6 +24,13 @@ export const FAULT = {
   L_BLOCKED: 0x0d,
   L_INTERRUPT_RANGE: 0x0e,
 
+  IR_REQUEST_RESERVED: 0x20,
+  IR_INDEX: 0x21,
+  IR_P: 0x22,
+  IR_ACCESS: 0x23,
+  IR_RESERVED: 0x24,
+  IR_COMPATIBILITY: 0x25,
+  IR_SOURCE: 0x26,
   INTERRUPT_REQUEST_INVALID: 0x29,
 
   ROOT_TABLE_ADDRESS: 0x30,
@@ -85,7 +93,7 @@ export const FAULT = {
 
 export interface FaultReason {
   readonly code: number;
-  /** Condition as the manual numbers it: LRT, LCT, LSL, LGN (legacy), RTA, SRT, SCT, SPD, SPT, SFL, SSL, SGN (scalable). */
+  /** Condition as the manual numbers it: LRT, LCT, LSL, LGN (legacy), RTA, SRT, SCT, SPD, SPT, SFL, SSL, SGN (scalable); IR (interrupt requests, without number). */
   readonly condition: string;
   readonly text: string;
   /** Not recorded when FPD is set in an entry that was used, present or not. */
@@ -108,6 +116,13 @@ const REASONS: readonly FaultReason[] = [
   reason(FAULT.L_BLOCKED, 'LCT.5', 'Context entry does not allow translation requests and translated requests'),
   reason(FAULT.L_INTERRUPT_RANGE, 'LGN.4', 'Translation ends in the interrupt address range'),
 
+  reason(FAULT.IR_REQUEST_RESERVED, 'IR', 'Interrupt request has reserved bits set', false),
+  reason(FAULT.IR_INDEX, 'IR', 'Interrupt index is beyond the interrupt remapping table', false),
+  reason(FAULT.IR_P, 'IR', 'Interrupt remapping entry is not present'),
+  reason(FAULT.IR_ACCESS, 'IR', 'Interrupt remapping entry could not be read from memory', false),
+  reason(FAULT.IR_RESERVED, 'IR', 'Reserved field of an interrupt remapping entry is not zero'),
+  reason(FAULT.IR_COMPATIBILITY, 'IR', 'Interrupt in compatibility format while those are blocked', false),
+  reason(FAULT.IR_SOURCE, 'IR', 'Interrupt remapping entry belongs to another requester'),
   reason(FAULT.INTERRUPT_REQUEST_INVALID, 'IR', 'Request without PASID to the interrupt address range is not an interrupt write', false),
 
   reason(FAULT.ROOT_TABLE_ADDRESS, 'RTA.1', 'Translation table mode of the root table address is not supported', false),

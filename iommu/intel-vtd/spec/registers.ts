@@ -1,8 +1,8 @@
 /**
  * Registers of a remapping unit (VT-d specification rev 4.1, chapter 11): offsets, widths, which bits software may
  * write and how, reset values. What the bits do is in hardware/. Registers of features that are never advertised
- * (advanced fault log, protected memory, interrupt remapping, MTRRs, performance monitoring, enhanced and virtual
- * commands) are read-only zero: drivers read some of them without asking.
+ * (advanced fault log, protected memory, MTRRs, performance monitoring, enhanced and virtual commands) are read-only
+ * zero: drivers read some of them without asking.
  */
 import { alignUp } from '../../../sim/address.js';
 import { bit, bits, struct } from '../../../sim/layout.js';
@@ -88,6 +88,9 @@ export const IQEI_TEXT: readonly string[] = [
   'invalid descriptor width', 'tail pointer not aligned to 256 bits', 'invalid translation table mode',
 ];
 
+/** IRTA (11.4.10.1): 2^(S + 1) entries; EIME: destinations have 32 bits, and compatibility format is blocked. */
+export const IRTA = struct('IRTA', 8, { S: bits(3, 0), EIME: bit(11), IRTA: { hi: 63, lo: 12, kind: 'addr' } });
+
 /** PQA (11.4.11.3): 2^PQS pages. PQH and PQT: byte offset in bits 18:5. */
 export const PQA = struct('PQA', 8, { PQS: bits(2, 0), PQA: { hi: 63, lo: 12, kind: 'addr' } });
 export const PQ_POINTER_MASK = 0x7_ffe0;
@@ -149,7 +152,7 @@ export function registerSpecs(capabilities: VtdCapabilities): Record<string, Reg
     IEADDR: { offset: REG.IEADDR, size: 4, rw: when(qi, 0xffff_fffcn) },
     IEUADDR: { offset: REG.IEUADDR, size: 4, rw: when(qi, 0xffff_ffffn) },
     IQERCD: { offset: REG.IQERCD, size: 8 },
-    IRTA: { offset: REG.IRTA, size: 8 },
+    IRTA: { offset: REG.IRTA, size: 8, rw: when(capabilities.interruptRemapping, address | 0xfn | when(capabilities.extendedInterruptMode, 0x800n)) },
     PQH: { offset: REG.PQH, size: 8, rw: when(prs, BigInt(PQ_POINTER_MASK)) },
     PQT: { offset: REG.PQT, size: 8, rw: when(prs, BigInt(PQ_POINTER_MASK)) },
     PQA: { offset: REG.PQA, size: 8, rw: when(prs, address | 7n) },
