@@ -110,7 +110,7 @@ export class Process {
     this.mm = new Mm({ ...options, name });
     this.name = name;
     yield* old.put();
-    for (const fd of this.descriptors()) if (this.files[fd]!.closeOnExec) yield* this.drop(fd);
+    for (const fd of this.descriptors()) if (this.files[fd]?.closeOnExec === true) yield* this.drop(fd);
   }
 
   /**
@@ -121,7 +121,8 @@ export class Process {
     if (this.state !== 'running') return;
     this.state = 'exiting';
     yield* this.mm.put();
-    for (const fd of this.descriptors()) yield* this.drop(fd);
+    // another task of the process may close one meanwhile
+    for (const fd of this.descriptors()) if (this.files[fd] !== undefined) yield* this.drop(fd);
     assert(this.descriptors().length === 0, `${this.name} exited with open files`);
     this.state = 'exited';
   }

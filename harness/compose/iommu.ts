@@ -3,6 +3,7 @@ import type { FrameAllocator } from '../../host/frames.js';
 import type { InterruptController } from '../../host/interrupts.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { Fabric } from '../../host/pci/hardware/fabric.js';
+import type { InterruptAllocator } from '../../host/pci/kernel/msix.js';
 import { BarWindow } from '../../host/pci/kernel/bar-window.js';
 import type { SystemBus } from '../../host/system-bus.js';
 import type { Timing } from '../../host/timing.js';
@@ -10,7 +11,7 @@ import { IommuCore } from '../../iommu/core/core.js';
 import { IntelIommu } from '../../iommu/intel-vtd/driver/intel-iommu.js';
 import { VtdUnit, type VtdUnitOptions } from '../../iommu/intel-vtd/hardware/unit.js';
 import { buildCapabilities, decodeCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
-import { encodeDmar } from '../../iommu/intel-vtd/spec/dmar.js';
+import { DMAR_INTR_REMAP, encodeDmar } from '../../iommu/intel-vtd/spec/dmar.js';
 import type { IommuOps } from '../../iommu/core/ops.js';
 import type { Mailbox } from '../../sim/channel.js';
 import type { Clock } from '../../sim/clock.js';
@@ -34,6 +35,8 @@ export interface IommuDriver extends IommuOps {
   start(): Steps;
   /** Interrupts of devices are remapped, so that none can forge another's. */
   readonly interruptRemapping: boolean;
+  /** Where the PCI core gets the interrupts of devices: remapped ones from `start` to `stop`, plain vectors otherwise. */
+  readonly deviceInterrupts: InterruptAllocator;
   /** After the devices that are there have been given their domains. */
   enableTranslation(): Steps;
   stop(): Steps;
@@ -68,7 +71,7 @@ export const iommuModule = new ContainerModule(({ bind }) => {
       fabric.setAgent(() => true, agent);
       const sizeOrder = Math.ceil(Math.log2(unit.sizeBytes / 4096));
       const table = encodeDmar({
-        hostAddressWidth: iommu.haw, flags: 0,
+        hostAddressWidth: iommu.haw, flags: capabilities.interruptRemapping ? DMAR_INTR_REMAP : 0,
         structures: [
           { kind: 'DRHD', includeAll: true, segment: 0, base: layout.iommuRegisters, sizeOrder, scopes: [] },
           { kind: 'ATSR', allPorts: true, segment: 0, scopes: [] },

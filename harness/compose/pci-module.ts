@@ -13,10 +13,11 @@ import type { PhysicalMemory } from '../../sim/memory.js';
 import type { Scheduler } from '../../sim/task.js';
 import type { Trace } from '../../sim/trace.js';
 import { IommuBinding } from '../boot.js';
+import type { IommuDriver } from './iommu.js';
 import { PciTree } from './pci-tree.js';
 import type { MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
-import { CLOCK, CONFIG_ACCESS, FABRIC, INTERRUPTS, IOMMU_BINDING, IOMMU_CORE, LAYOUT, LOG, MEMORY, PCI, PCI_DRIVERS, PCI_TREE, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
+import { CLOCK, CONFIG_ACCESS, FABRIC, INTERRUPTS, IOMMU_BINDING, IOMMU_CORE, IOMMU_DRIVER, LAYOUT, LOG, MEMORY, PCI, PCI_DRIVERS, PCI_TREE, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
 
 /** Fabric and root complex on the hardware's side, bus core and driver core on the kernel's. */
 export const pciModule = new ContainerModule(({ bind }) => {
@@ -31,10 +32,10 @@ export const pciModule = new ContainerModule(({ bind }) => {
   bind(PCI_TREE).toResolvedValue((fabric: Fabric, { topology }: Settings) => new PciTree(fabric, topology.host), [FABRIC, SETTINGS]).inSingletonScope();
   bind(CONFIG_ACCESS).toResolvedValue(({ complex }: PciTree): ConfigAccess => new SegmentAccess(new Map([[complex.segment, complex]])), [PCI_TREE]).inSingletonScope();
   bind(PCI).toResolvedValue(
-    (access: ConfigAccess, systemBus: SystemBus, interrupts: InterruptController, clock: Clock, log: KernelLog, tree: PciTree, layout: MachineLayout, { defects, topology }: Settings) => new PciCore({
-      access, systemBus, interrupts, clock, log, rootBuses: tree.rootBuses, memory: layout.pciMemory, prefetchable: layout.pciPrefetchable, requestAcs: topology.host.iommu !== undefined, defects,
+    (access: ConfigAccess, systemBus: SystemBus, interrupts: InterruptController, iommu: IommuDriver | undefined, clock: Clock, log: KernelLog, tree: PciTree, layout: MachineLayout, { defects, topology }: Settings) => new PciCore({
+      access, systemBus, interrupts: iommu?.deviceInterrupts ?? interrupts, clock, log, rootBuses: tree.rootBuses, memory: layout.pciMemory, prefetchable: layout.pciPrefetchable, requestAcs: topology.host.iommu !== undefined, defects,
     }),
-    [CONFIG_ACCESS, SYSTEM_BUS, INTERRUPTS, CLOCK, LOG, PCI_TREE, LAYOUT, SETTINGS],
+    [CONFIG_ACCESS, SYSTEM_BUS, INTERRUPTS, IOMMU_DRIVER, CLOCK, LOG, PCI_TREE, LAYOUT, SETTINGS],
   ).inSingletonScope();
   bind(IOMMU_BINDING).toResolvedValue((pci: PciCore, core: IommuCore) => {
     const binding = new IommuBinding(pci, core);

@@ -9,6 +9,7 @@ import { Errno, isErrno } from '../../sim/errno.js';
 import { Completion, type Scheduler, type Steps } from '../../sim/task.js';
 import { boot, shutdown } from '../boot.js';
 import type { DeviceModel } from '../compose/devices.js';
+import { GUEST_KERNEL_PASID } from '../compose/drivers.js';
 import { composeGuest, type VirtualSlot } from '../compose/guest.js';
 import type { Host, Kernel } from '../compose/host.js';
 import { layoutFor } from '../compose/layout.js';
@@ -75,6 +76,7 @@ export class Guest {
       this.devices = assignedDevices(this.topology, host);
       this.vmm = this.newVmm(process);
       yield* this.vmm.start();
+      this.translatePasids();
     } catch (error) {
       if (!isErrno(error)) throw error;
       yield* process.exit();
@@ -101,6 +103,19 @@ export class Guest {
       onEject: (name) => this.eject(name),
       onBalloon: (pages) => this.giveUp(pages),
     });
+  }
+
+  /**
+   * Where the host's KVM and VFIO meet (virt/kvm/vfio.c): what the guest's kernel enqueues under its own PASID reaches the
+   * accelerator under that of the guest's aux domain, which nobody in the guest or its VMM chooses. All devices of one
+   * container share the domain.
+   */
+  private translatePasids(): void {
+    const { vfio } = this.parts.host.passthrough;
+    for (const { mdev } of this.devices) {
+      const pasid = mdev === undefined ? undefined : vfio.pasidOf(mdev);
+      if (pasid !== undefined) return this.vmm!.vm.setPasid(GUEST_KERNEL_PASID, pasid);
+    }
   }
 
   /** Composes the kernel and boots it on the virtual CPUs. */
@@ -240,6 +255,8 @@ export class Guest {
     yield* this.onCpus(`eject of ${name}`, this.kernel!.pci.remove(pci));
     this.kernel!.tree.complex.remove(model.function, { surprise: false });
     this.world!.noticeGone(model);
+    // its last aux domain goes with the device's descriptor
+    if (this.devices.every((device) => device.mdev === undefined || device.name === name)) this.vmm!.vm.clearPasid(GUEST_KERNEL_PASID);
   }
 
   /** The guest's kernel is gone from one moment to the next; its programs stop where they are. */

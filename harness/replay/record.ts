@@ -264,6 +264,21 @@ class RecordedAgent implements TranslationAgent {
     return status;
   }
 
+  get messageAddress(): number {
+    return this.unit.messageAddress;
+  }
+
+  get messageData(): number {
+    return this.unit.messageData;
+  }
+
+  remapInterrupt(sourceId: number, address: number, data: number): DmaStatus {
+    this.recorder.begin({ op: 'interruptRequest', requester: formatRequester(sourceId), address: hex(address), data: hex(data) });
+    const status = this.unit.remapInterrupt(sourceId, address, data);
+    this.recorder.finish({ expect: status === DMA_DONE ? { address: hex(this.unit.messageAddress), data: hex(this.unit.messageData) } : { fault: true } });
+    return status;
+  }
+
   pageRequest(sourceId: number, pasid: number, page: number, access: number, last: boolean, prgIndex: number): void {
     this.recorder.begin({ op: 'pageRequest', requester: formatRequester(sourceId), ...pasidOf(pasid), iova: hexPage(page), rights: rightsOfAccess(access), ...flag('last', last), group: prgIndex });
     this.unit.pageRequest(sourceId, pasid, page, access, last, prgIndex);

@@ -177,6 +177,15 @@ const READERS: Readonly<Record<StepOp, (fields: Fields, properties: VectorProper
     const access = (rights.includes('r') ? ACCESS_READ : 0) | (rights.includes('w') ? ACCESS_WRITE : 0) | (rights.includes('x') ? ACCESS_EXECUTE : 0) | (rights.includes('p') ? ACCESS_PRIVILEGED : 0);
     return { op: 'pageRequest', sourceId, pasid, page, access, last: fields.flag('last'), group: fields.integer('group', 0, 511) };
   },
+  interruptRequest(fields) {
+    fields.only(['op', 't', 'requester', 'address', 'data', 'expect', 'note']);
+    const expect = fields.section('expect');
+    const fault = expect?.flag('fault') === true;
+    expect?.only(['address', 'data', 'fault']);
+    if (expect !== undefined && fault === expect.has('address')) expect.complain('', 'expects either "address" and "data", or "fault": true');
+    const message = expect === undefined || fault ? undefined : { address: expect.address('address', 53), data: expect.address('data', 32) };
+    return { op: 'interruptRequest', sourceId: fields.requester('requester'), address: fields.address('address', 52), data: fields.address('data', 32), message };
+  },
   deviceTlbComplete(fields) {
     fields.only(['op', 't', 'requester', 'tag', 'note']);
     return { op: 'deviceTlbComplete', sourceId: fields.requester('requester'), tag: fields.integer('tag', 0, 31) };

@@ -95,5 +95,6 @@ export class VectorWorld {
     backEnd.invalidateContext('global', 0, 0, 0);
     backEnd.invalidatePasidCache('global', 0, NO_PASID);
     backEnd.invalidateIotlb('global', 0, 0, 1, false);
+    backEnd.invalidateInterruptEntries(0, Infinity);
   }
 }

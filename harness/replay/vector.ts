@@ -96,6 +96,16 @@ export interface PageRequestStep extends StepBase {
   readonly group: number;
 }
 
+/** A device sends a message-signalled interrupt. */
+export interface InterruptRequestStep extends StepBase {
+  readonly op: 'interruptRequest';
+  readonly sourceId: number;
+  readonly address: number;
+  readonly data: number;
+  /** What goes to the processors; undefined: it is blocked. */
+  readonly message: { readonly address: number; readonly data: number } | undefined;
+}
+
 /** A device completed an invalidation. */
 export interface DeviceTlbCompleteStep extends StepBase {
   readonly op: 'deviceTlbComplete';
@@ -145,14 +155,14 @@ export interface DeviceTlbInvalidateStep extends StepBase {
 /** What hardware sends by itself. */
 export type OutputStep = InterruptStep | PageResponseStep | DeviceTlbInvalidateStep;
 /** What happens to the hardware. */
-export type InputStep = MmioWriteStep | MmioReadStep | DmaStep | TranslateStep | PageRequestStep | DeviceTlbCompleteStep;
+export type InputStep = MmioWriteStep | MmioReadStep | DmaStep | TranslateStep | PageRequestStep | InterruptRequestStep | DeviceTlbCompleteStep;
 export type Step = MemStep | MemExpectStep | DelayStep | InputStep | OutputStep;
 export type StepOp = Step['op'];
 
 /** Operations of format 1; format 2 has all. */
 export const OPS_1: readonly StepOp[] = ['mem', 'mmioWrite', 'mmioRead', 'dma', 'memExpect'];
 export const OPS_2: readonly StepOp[] = [
-  ...OPS_1, 'translate', 'pageRequest', 'deviceTlbComplete', 'delay', 'interrupt', 'pageResponse', 'deviceTlbInvalidate',
+  ...OPS_1, 'translate', 'pageRequest', 'interruptRequest', 'deviceTlbComplete', 'delay', 'interrupt', 'pageResponse', 'deviceTlbInvalidate',
 ];
 
 export interface Vector {

@@ -71,6 +71,7 @@ const intelVtd = z.strictObject({
   drain: z.boolean().optional().describe('Drain of reads and writes (CAP.DRD, DWD); default true'),
   psi: z.boolean().optional().describe('Page-selective invalidation (CAP.PSI); default true'),
   mamv: z.int().min(0).max(63).optional().describe('Largest address mask (CAP.MAMV); default 18'),
+  'interrupt-remapping': z.boolean().default(true).describe('Interrupts of devices are remapped (ECAP.IR), so that none can forge another\'s; passthrough needs it'),
   'abort-dma': z.boolean().optional().describe('Abort-DMA mode (ECAP.ADMS); default false'),
   'iotlb-entries': z.int().min(0).max(65_536).refine((value) => value === 0 || (value >= 4 && Number.isInteger(Math.log2(value))), 'iotlb-entries is 0 or a power of two from 4 to 65536').default(512).describe('Size of the IOTLB; 0 switches every translation cache off'),
 });

@@ -4,6 +4,7 @@
  */
 import fc from 'fast-check';
 import { beforeEach, describe, expect, it } from 'vitest';
+import { sleep, type Steps } from '../../sim/task.js';
 import type { DeviceHandle } from '../../vfio/client/index.js';
 import { DMA_DONE, DMA_STATUS, firstDifference, MttyGuest, MttyWorld, startDma, uuid, type MttyUser, type MttyWorldOptions } from './mtty-world.js';
 
@@ -216,23 +217,39 @@ describe('an unmap under a transfer (C9)', () => {
     const world = new DmaWorld();
     world.map(world.vmm, 0x10_0000, 4096);
     world.map(world.vmm, 0x20_0000, 4096);
-    startDma(world.handle, 0x20_0000, 0x20_0800, 1024, 1024, 1);
-    startDma(world.handle, 0x10_0000, IOVA, 4096);
-    world.pass(600);
-    world.run(world.vmm.container.unmapDma(0x10_0000, 4096));
-    world.settle();
-    expect([world.status(0), world.status(1), world.pinned]).toEqual([ERROR.unmapped, OK, 0]);
+    for (const [tx, rx] of [[0x10_0000, IOVA], [IOVA, 0x10_0000]] as const) {
+      startDma(world.handle, 0x20_0000, 0x20_0800, 1024, 1024, 1);
+      startDma(world.handle, tx, rx, 4096);
+      world.pass(600);
+      world.run(world.vmm.container.unmapDma(0x10_0000, 4096));
+      world.settle();
+      expect([world.status(0), world.status(1), world.pinned, world.told('mtty:dma_unmap').length]).toEqual([ERROR.unmapped, OK, 0, tx === IOVA ? 2 : 1]);
+      world.map(world.vmm, 0x10_0000, 4096);
+    }
   });
 
-  it('may come while the pages are being pinned', () => {
-    for (let ns = 0; ns < 3; ns++) {
-      const world = new DmaWorld();
-      startDma(world.handle, IOVA, IOVA + 0x8000, 8 * 4096);
-      world.pass(ns);
-      world.run(world.vmm.container.unmapDma(IOVA, 64 * 4096));
-      world.settle();
-      expect([world.pinned, [ERROR.unmapped, ERROR.address].includes(world.status()), world.type1.counters.violations]).toEqual([0, true, 0]);
-    }
+  it.each([
+    ['an unmap', (w: DmaWorld) => w.vmm.container.unmapDma(IOVA, 64 * 4096), ERROR.unmapped],
+    ['close', (w: DmaWorld) => w.handle.close(), undefined],
+    ['reset', (w: DmaWorld) => w.handle.reset(), 0],
+    ['STOP', (w: DmaWorld) => w.handle.migration.setState(1), BUSY],
+  ] as const)('or %s that comes while the pages are being pinned waits for that, and gives them back', (_what, end, status) => {
+    const world = new DmaWorld();
+    const { mm } = world.vmm.process;
+    // somebody changes the user's address space for 10 us
+    world.scheduler.spawn('mmap', mm.lock.with(() => sleep(world.clock, 10_000)));
+    world.pass(0);
+    startDma(world.handle, IOVA, IOVA + 0x8000, 8 * 4096);
+    const start = world.clock.now;
+    world.pass(100);
+    const ending = world.scheduler.spawn('end', end(world) as Steps, { joined: true });
+    world.pass(100);
+    expect([ending.state, world.pinned]).toEqual(['blocked', 0]);
+    world.run(ending.join());
+    expect([world.clock.now - start >= 10_000, world.pinned, world.card(1).pinnedPages, world.type1.counters.violations]).toEqual([true, 0, 0, 0]);
+    if (status !== undefined) expect(world.status()).toBe(status);
+    world.settle();
+    expect(world.pinned).toBe(0);
   });
 
   it.each([1, 3, 10])('is asked again when the driver unpins only after %i notifications (scenario 19)', (lateUnpin) => {
@@ -361,7 +378,9 @@ describe.each([['MSI', true], ['INTx', false]])('the card\'s driver in a guest, 
     const tasks = calls.map((steps) => world.scheduler.spawn('app', steps as ReturnType<typeof file.transfer>, { joined: true }));
     world.clock.run({ untilNs: world.clock.now + ns });
     for (const task of tasks) task.kill();
+    const before = world.clock.now;
     world.run(app.exit());
+    expect(world.clock.now - before).toBeLessThan(100);
     expect([guest.frames.pinnedPages, guest.core.dma.mappedPages, world.card(1).pinnedPages, file.port.users]).toEqual([0, 0, 0, 0]);
     world.settle();
     expect(guest.frames.framesOf('user')).toBe(0);

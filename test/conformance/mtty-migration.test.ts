@@ -116,6 +116,21 @@ describe('the stream of a card', () => {
     expect(other.readValue(0, 2, 1)).toBe(0xcc);
   });
 
+  it('brings along what has come true and not been told: the timeout, the empty transmitter, the overrun', () => {
+    device.writeValue(0, 2, 1, 0xc1);
+    device.writeValue(0, 1, 1, 1);
+    device.writeValue(0, 0, 1, 65);
+    world.settle();
+    device.writeValue(1, 1, 1, 6);
+    for (let i = 0; i < 2; i++) device.writeValue(1, 0, 1, 65);
+    device.readValue(1, 0, 1);
+    const stream = world.drain(user, world.go(device, STOP_COPY)!);
+    const other = world.open(user, 2);
+    world.feed(user, other, stream);
+    world.go(other, STOP);
+    expect([other.readValue(0, 2, 1), other.readValue(1, 2, 1), other.readValue(1, 5, 1), other.readValue(1, 2, 1)]).toEqual([0xcc, 0x06, 0x62, 0x02]);
+  });
+
   it.each([
     ['another magic', (s: Uint8Array) => s.fill(0, 0, 1)],
     ['another major version', (s: Uint8Array) => s.fill(9, 8, 9)],

@@ -162,7 +162,7 @@ class Guest {
 
   run({ exits, breaks }: Variant): Names {
     const { machine, recorder } = this;
-    const { process } = machine.scenario.newProgram('dsa-test');
+    const { process } = machine.scenario.world.newProgram('dsa-test');
     const names = { domainIds: { 2: 'nvme', 3: 'dsa' }, processPasid: -1, bufferPage: 0n };
     const file = this.open(process);
     if (file === undefined) {
@@ -201,7 +201,7 @@ class Guest {
   private open(process: Parameters<Machine['host']['devices']['idxd']['open']>[1]): IdxdFile | undefined {
     const { machine, recorder } = this;
     try {
-      const file = this.execute(machine.host.devices.idxd.open(deviceOf(machine, DSA)!, process, 'wq0.0'));
+      const file = this.execute(machine.host.kernelDrivers.idxd.open(deviceOf(machine, DSA)!, process, 'wq0.0'));
       recorder.push({ kind: 'note', text: 'bound' });
       return file;
     } catch (error) {

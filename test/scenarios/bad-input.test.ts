@@ -36,7 +36,7 @@ describe('bind and unbind', () => {
     const world = new World({
       ports: [{ name: 'sw', acs: false }], devices: [{ ...DSA0, port: 'sw', bdf: '0000:04:00.0' }, { ...DSA0, name: 'dsa1', port: 'sw', bdf: '0000:05:00.0' }],
     });
-    expect(world.refused(world.core.svaBind(world.machine.scenario.device('dsa1').pci, world.process('app').process.mm))).toBe('EINVAL');
+    expect(world.refused(world.core.svaBind(world.machine.scenario.world.device('dsa1').pci, world.process('app').process.mm))).toBe('EINVAL');
     world.finish();
   });
 

@@ -129,7 +129,7 @@ describe('a child that inherits an open file (B13)', () => {
     world.machine.run({ stopAt: { at: 'time', timeNs: 900_000 } });
     const { programs } = world.machine.scenario;
     expect([...programs.values()].map(({ name, exited }) => [name, exited])).toEqual([['parent', true], ['child', false]]);
-    const { pci } = world.machine.scenario.device('dsa0');
+    const { pci } = world.machine.scenario.world.device('dsa0');
     expect(world.core.bondState(pci, 1)).toBe('ZOMBIE');
     expect(world.core.svaGetPasid(pci, programs.get('child')!.process.mm)).toBe(0xffff_ffff);
     world.machine.run();

@@ -18,7 +18,7 @@ describe('IOMMU groups', () => {
   it('scenario 30: two devices behind a switch without ACS are one group, and bind is EINVAL', () => {
     const world = new World(behindSwitch(false));
     const { core, machine: { scenario } } = world;
-    const [one, two] = ['dsa0', 'dsa1'].map((name) => scenario.device(name).pci);
+    const [one, two] = ['dsa0', 'dsa1'].map((name) => scenario.world.device(name).pci);
     expect(core.groupOf(one!)).toBe(core.groupOf(two!));
     const program = world.process('app');
     expect(core.devFeatureEnabled(one!, 'SVA')).toBe(true);
@@ -29,7 +29,7 @@ describe('IOMMU groups', () => {
   it('scenario 30: with ACS they are two groups, and both are bound', () => {
     const world = new World(behindSwitch(true));
     const { core, machine: { scenario } } = world;
-    const devices = ['dsa0', 'dsa1'].map((name) => scenario.device(name).pci);
+    const devices = ['dsa0', 'dsa1'].map((name) => scenario.world.device(name).pci);
     expect(new Set(devices.map((device) => core.groupOf(device).id)).size).toBe(2);
     const program = world.process('app');
     const pasids = devices.map((device) => world.run(core.svaBind(device, program.process.mm)));
@@ -40,7 +40,7 @@ describe('IOMMU groups', () => {
 
   it('scenario 30: without ACS checks the two devices would be apart (defect)', () => {
     const world = new World({ ...behindSwitch(false), defect: 'pci.groups-ignore-acs' });
-    const devices = ['dsa0', 'dsa1'].map((name) => world.machine.scenario.device(name).pci);
+    const devices = ['dsa0', 'dsa1'].map((name) => world.machine.scenario.world.device(name).pci);
     expect(new Set(devices.map((device) => world.core.groupOf(device).id)).size).toBe(2);
   });
 });

@@ -3,8 +3,8 @@
  * and waited for together.
  */
 import {
-  CONTEXT_CACHE_INVALIDATE, DESCRIPTOR, DEVICE_TLB_INVALIDATE, INVALIDATION_WAIT, IOTLB_INVALIDATE, PAGE_GROUP_RESPONSE,
-  PASID_CACHE_INVALIDATE, PASID_DEVICE_TLB_INVALIDATE, PASID_IOTLB_INVALIDATE,
+  CONTEXT_CACHE_INVALIDATE, DESCRIPTOR, DEVICE_TLB_INVALIDATE, INTERRUPT_ENTRY_CACHE_INVALIDATE, INVALIDATION_WAIT, IOTLB_INVALIDATE,
+  PAGE_GROUP_RESPONSE, PASID_CACHE_INVALIDATE, PASID_DEVICE_TLB_INVALIDATE, PASID_IOTLB_INVALIDATE,
 } from '../spec/descriptors.js';
 import type { VtdCapabilities } from '../spec/capabilities.js';
 import { RID_PASID } from './pasid-table.js';
@@ -143,6 +143,11 @@ export class DescriptorBatch {
         ? DEVICE_TLB_INVALIDATE.encode({ Type: DESCRIPTOR.DEVICE_TLB, ...common })
         : PASID_DEVICE_TLB_INVALIDATE.encode({ Type: DESCRIPTOR.PASID_DEVICE_TLB, PASID: pasid, ...common }),
     );
+  }
+
+  /** Interrupt-entry cache, one entry, or all of them. */
+  interruptEntry(index?: number): this {
+    return this.add(INTERRUPT_ENTRY_CACHE_INVALIDATE.encode({ Type: DESCRIPTOR.INTERRUPT_ENTRY_CACHE, ...(index === undefined ? {} : { G: 1, IIDX: index }) }));
   }
 
   /** A wait descriptor without status: later ones start after all earlier ones are done (FN). */

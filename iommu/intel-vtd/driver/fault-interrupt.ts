@@ -20,7 +20,7 @@ import { FAULT_DMA_UNRECOV, type FaultReport } from '../../core/ops.js';
 import type { VtdCapabilities } from '../spec/capabilities.js';
 import { FAULT_RECORD_BYTES, FRCD, FSTS_FRI_MASK, FSTS_FRI_SHIFT, FSTS_PFO, FSTS_PPF, REG } from '../spec/registers.js';
 import { unmaskEvent } from './event-interrupt.js';
-import { faultText, genericReason } from './fault-text.js';
+import { faultText, genericReason, isInterruptFault } from './fault-text.js';
 
 /** Bit 7 was the page request overflow of earlier revisions; software still clears it. */
 const FSTS_PRO = 0x80;
@@ -90,12 +90,13 @@ export class FaultInterrupt {
     const pasid = FRCD.f.PP.get(record) === 1 ? FRCD.f.PV.get(record) : NO_PASID;
     const page = pageOfWords(record[0]!, record[1]!);
     const text = faultText(reason);
+    const who = `Request device [${formatBdf(options.segment, sourceId >>> 8, sourceId & 0xff)}]`;
+    const why = `[fault reason 0x${reason.toString(16).padStart(2, '0')}] ${text}`;
+    // no DMA: nobody's fault handler is told, as in Linux
+    if (isInterruptFault(reason)) return log.limited('DMAR fault', 'err', `DMAR: [INTR-REMAP] ${who} fault index 0x${(record[1]! >>> 16).toString(16)} ${why}`);
     const kind = read ? 'DMA Read' : 'DMA Write';
-    const who = pasid === NO_PASID ? 'NO_PASID' : `PASID 0x${pasid.toString(16)}`;
-    log.limited(
-      'DMAR fault', 'err',
-      `DMAR: [${kind} ${who}] Request device [${formatBdf(options.segment, sourceId >>> 8, sourceId & 0xff)}] fault addr ${hexPage(page)} [fault reason 0x${reason.toString(16).padStart(2, '0')}] ${text}`,
-    );
+    const pasidText = pasid === NO_PASID ? 'NO_PASID' : `PASID 0x${pasid.toString(16)}`;
+    log.limited('DMAR fault', 'err', `DMAR: [${kind} ${pasidText}] ${who} fault addr ${hexPage(page)} ${why}`);
     const device = options.deviceOf(sourceId);
     if (device === undefined) return;
     const access = (read ? ACCESS_READ : ACCESS_WRITE) | (FRCD.f.EXE.get(record) === 1 ? ACCESS_EXECUTE : 0)

@@ -22,6 +22,17 @@ const LEGACY: readonly string[] = [
   'PCE for translation request specifies blocking',
 ];
 
+/** From 0x20 on. */
+const INTERRUPT: readonly string[] = [
+  'Detected reserved fields in the decoded interrupt-remapped request',
+  'Interrupt index exceeded the interrupt-remapping table size',
+  'Present field in the IRTE entry is clear',
+  'Error accessing interrupt-remapping table pointed by IRTA_REG',
+  'Detected reserved fields in the IRTE entry',
+  'Blocked a compatibility format interrupt request',
+  'Blocked an interrupt request due to source-id verification failure',
+];
+
 const SCALABLE: Readonly<Record<number, string>> = {
   0x30: 'SM: Invalid Root Table Address',
   0x31: 'SM: TTM 0 for request with PASID',
@@ -73,7 +84,12 @@ const SCALABLE: Readonly<Record<number, string>> = {
 
 /** The log's sentence; `Unknown` for codes it has none for. */
 export function faultText(reason: number): string {
-  return LEGACY[reason] ?? SCALABLE[reason] ?? 'Unknown';
+  return LEGACY[reason] ?? INTERRUPT[reason - FAULT.IR_REQUEST_RESERVED] ?? SCALABLE[reason] ?? 'Unknown';
+}
+
+/** The fault is of interrupt remapping: its record holds the index of an entry, and nothing about DMA. */
+export function isInterruptFault(reason: number): boolean {
+  return INTERRUPT[reason - FAULT.IR_REQUEST_RESERVED] !== undefined;
 }
 
 const { UNKNOWN, PASID_FETCH, BAD_PASID_ENTRY, PASID_INVALID, WALK_EABT, PTE_FETCH, PERMISSION, ACCESS, OOR_ADDRESS } = FAULT_REASON;

@@ -3,7 +3,7 @@
  * windows and bytes of memory only, so the units may be silicon, a virtual machine monitor's, or somebody else's
  * model, and the memory a host's or a guest's.
  *
- * Left out: interrupt remapping, the register-based invalidation interface, write-buffer flushing (CAP.RWBF), kdump's
+ * Left out: x2APIC mode of interrupt remapping, the register-based invalidation interface, write-buffer flushing (CAP.RWBF), kdump's
  * copied tables, hot-added units, and deferred ("lazy") flushing, which the core does for DMA domains before it calls
  * `flush`.
  */
@@ -21,16 +21,18 @@ import type { InterruptController } from '../../../host/interrupts.js';
 import type { KernelLog } from '../../../host/kernel-log.js';
 import type { AddressSpace } from '../../../host/mm/address-space.js';
 import { NO_PASID } from '../../../host/pci/dma-port.js';
+import type { PciDevice } from '../../../host/pci/kernel/pci-device.js';
 import { X86_INTERRUPT_WINDOW } from '../../../host/system-bus.js';
 import type { Timing } from '../../../host/timing.js';
 import {
   PROT_READ, PROT_WRITE, type DeviceFeature, type DomainType, type FaultReport, type IommuCoreServices, type IommuDomain, type IommuOps,
   type PageResponse, type PageResponseCode, type ProbedDevice,
 } from '../../core/ops.js';
-import { decodeDmar, readDmar, type DmarTable } from '../spec/dmar.js';
+import { DMAR_INTR_REMAP, decodeDmar, readDmar, type DmarTable } from '../spec/dmar.js';
 import { RESP_FAILURE, RESP_INVALID, RESP_SUCCESS } from '../spec/descriptors.js';
 import { DomainAttachment, translationOf } from './attach.js';
 import { responseWord0, responseWord1, responseWord2 } from './descriptor-batch.js';
+import { DeviceInterrupts } from './device-interrupts.js';
 import { atsAllowed, drhdOf, inScope } from './device-scope.js';
 import { VtdDomain, limitsOf, type TableKind, type TableLimits } from './domain.js';
 import { FLPT_DEFAULT_DID } from './domain-ids.js';
@@ -51,6 +53,8 @@ export interface IntelIommuOptions {
   readonly identityEnd?: number;
   /** The page request queue has 2^order pages of 128 entries, 0 to 7. Default 4, as Linux. */
   readonly prqOrder?: number;
+  /** Interrupts of devices are remapped where firmware says so and every unit can (`intremap`). Default true. */
+  readonly interruptRemapping?: boolean;
 }
 
 export interface IntelIommuParts {
@@ -80,6 +84,8 @@ export class IntelIommu implements IommuOps {
   readonly name = 'intel-iommu';
   readonly faults: Channel<FaultReport>;
   readonly units: RemappingUnit[] = [];
+  /** Where PCI functions get their interrupts: remapped ones between `start` and `stop`, plain vectors otherwise. */
+  readonly deviceInterrupts: DeviceInterrupts;
   private readonly parts: IntelIommuParts;
   private readonly options: Required<IntelIommuOptions>;
   private readonly entries: Entries;
@@ -92,10 +98,11 @@ export class IntelIommu implements IommuOps {
   private table: DmarTable | undefined;
   private limits: TableLimits | undefined;
   private nextDomain = 1;
+  private remapping = false;
 
   constructor(parts: IntelIommuParts) {
     this.parts = parts;
-    this.options = { scalable: true, firstLevel: true, passThrough: true, identityEnd: DEFAULT_IDENTITY_END, prqOrder: 4, ...parts.options };
+    this.options = { scalable: true, firstLevel: true, passThrough: true, identityEnd: DEFAULT_IDENTITY_END, prqOrder: 4, interruptRemapping: true, ...parts.options };
     const defects = parts.defects ?? new Set<string>();
     this.faults = new Channel(parts.mailbox, 'intel-iommu faults');
     this.entries = new Entries({ memory: parts.memory, frames: parts.frames, defects });
@@ -105,13 +112,19 @@ export class IntelIommu implements IommuOps {
       prqDepth: 128 << this.options.prqOrder,
     });
     this.rangeFlush = new RangeFlush(defects);
+    this.deviceInterrupts = new DeviceInterrupts(parts.interrupts, (device) => (this.interruptRemapping ? this.unitOf(device)?.interruptTable : undefined));
     this.skipDrain = defects.has('vtd-driver.skip-prq-drain');
     // the wire's FAILURE is 15, the generic enum's 2: never forward the one as the other
     this.responseCodes = { SUCCESS: RESP_SUCCESS, INVALID: RESP_INVALID, FAILURE: defects.has('vtd-driver.generic-failure-code') ? 2 : RESP_FAILURE };
   }
 
+  /** Interrupts of devices are remapped now, so that none can forge another's. */
+  get interruptRemapping(): boolean {
+    return this.remapping;
+  }
+
   /**
-   * Finds the units and brings them up: queues, root tables, interrupts. DMA is not translated yet, so that the devices
+   * Finds the units and brings them up: queues, interrupt remapping, root tables, interrupts. DMA is not translated yet, so that the devices
    * that are there can be given their domains first (Linux: init_dmars, then the bus is probed). EINVAL: no usable table or
    * unit. ENODEV: the table names no unit. ETIMEDOUT: a unit does not answer. ENOMEM, ENOSPC.
    */
@@ -130,6 +143,7 @@ export class IntelIommu implements IommuOps {
     if (this.units.length === 0) throw new Errno('ENODEV', 'DMAR: the table names no remapping unit');
     this.limits = limitsOf(this.units);
     for (const unit of this.units) yield* unit.enableQueue();
+    yield* this.startInterruptRemapping(table);
     for (const unit of this.units) yield* unit.setRootTable();
     for (const unit of this.units) unit.enableInterrupts();
   }
@@ -140,15 +154,31 @@ export class IntelIommu implements IommuOps {
     this.parts.log.log('info', 'DMAR: Intel(R) Virtualization Technology for Directed I/O');
   }
 
-  /** Power-off: translation ends in every unit. */
+  /** Power-off: translation ends in every unit, then interrupt remapping. */
   *stop(): Steps {
     for (const unit of this.units) yield* unit.disableTranslation();
+    this.remapping = false;
+    for (const unit of this.units) if (unit.remapsInterrupts) yield* unit.disableInterruptRemapping();
+  }
+
+  /** Before any device is probed. All units or none, as Linux: a device behind one that cannot would reach every vector. */
+  private *startInterruptRemapping({ flags }: DmarTable): Steps {
+    const { units, parts: { log } } = this;
+    for (const unit of units) {
+      if (!unit.remapsInterrupts) continue;
+      log.log('info', `DMAR-IR: IRQ remapping was enabled on ${unit.name} but we are not in kdump mode`);
+      yield* unit.disableInterruptRemapping();
+    }
+    if (!this.options.interruptRemapping || (flags & DMAR_INTR_REMAP) === 0 || !units.every(({ capabilities }) => capabilities.interruptRemapping)) return;
+    for (const unit of units) yield* unit.setInterruptTable();
+    for (const unit of units) yield* unit.enableInterruptRemapping();
+    this.remapping = true;
+    log.log('info', 'DMAR-IR: Enabled IRQ remapping in xapic mode');
   }
 
   probe(device: Device): ProbedDevice {
     const pci = asPci(device);
-    const drhd = pci === undefined || this.table === undefined ? undefined : drhdOf(this.table, pci);
-    const unit = this.units.find((candidate) => candidate.drhd === drhd);
+    const unit = pci === undefined ? undefined : this.unitOf(pci);
     if (pci === undefined || unit === undefined) throw new Errno('ENODEV', `no VT-d unit translates device ${device.name}`);
     if (unit.devices[pci.sourceId] !== undefined) throw new Errno('EBUSY', `requester ${pci.sourceId.toString(16)} of ${unit.name} is known already`);
     const { capabilities } = unit;
@@ -384,6 +414,12 @@ export class IntelIommu implements IommuOps {
     if (firstLevel) return 'first-level';
     if (limits.secondLevel) return 'second-level';
     throw new Errno('ENODEV', 'no kind of table is walked by every VT-d unit');
+  }
+
+  /** The unit that serves a function, by the table. */
+  private unitOf(device: PciDevice): RemappingUnit | undefined {
+    const drhd = this.table === undefined ? undefined : drhdOf(this.table, device);
+    return drhd === undefined ? undefined : this.units.find((candidate) => candidate.drhd === drhd);
   }
 
   private own(domain: IommuDomain): VtdDomain {

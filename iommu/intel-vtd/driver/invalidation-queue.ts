@@ -95,6 +95,8 @@ export class InvalidationQueue {
   /** Serial numbers of the last posted and the last completed descriptor. */
   private postedSerial = 0;
   private completedSerial = 0;
+  /** What to do when the descriptors up to a serial number have been executed, oldest first. */
+  private readonly postedEnds: { readonly serial: number; readonly run: () => void }[] = [];
   private readonly postedWork: WaitQueue;
   private readonly postedDone: WaitQueue;
 
@@ -203,6 +205,12 @@ export class InvalidationQueue {
     yield* this.postedDone.until(() => this.completedSerial >= serial);
   }
 
+  /** Calls `run` when everything posted so far has been executed; for code that must not sleep. */
+  whenPostedDone(run: () => void): void {
+    if (this.completedSerial === this.postedSerial) run();
+    else this.postedEnds.push({ serial: this.postedSerial, run });
+  }
+
   private *carryPosted(): Steps {
     for (;;) {
       while (this.postedCount === 0) yield this.postedWork;
@@ -217,6 +225,7 @@ export class InvalidationQueue {
       if (placed !== undefined && this.status(placed.waitIndex) === STATUS_DONE && this.outcome(placed, STATUS_DONE) === 'done') this.reclaim(placed);
       else yield* this.invalidate(batch, false, placed);
       this.completedSerial += count;
+      while (this.postedEnds.length > 0 && this.postedEnds[0]!.serial <= this.completedSerial) this.postedEnds.shift()!.run();
       this.postedDone.wakeAll();
     }
   }

@@ -1,6 +1,6 @@
 /**
  * One remapping unit as software drives it: its registers, tables and queues, and the order in which they are brought
- * up (Linux: map_iommu, init_dmars, dmar_enable_qi, enable_drhd_fault_handling, iommu_enable_translation).
+ * up (Linux: map_iommu, intel_setup_irq_remapping, init_dmars, dmar_enable_qi, enable_drhd_fault_handling, iommu_enable_translation).
  */
 import { Errno } from '../../../sim/errno.js';
 import { hex } from '../../../sim/address.js';
@@ -17,11 +17,12 @@ import type { Timing } from '../../../host/timing.js';
 import type { FaultReport, IommuCoreServices } from '../../core/ops.js';
 import type { Drhd } from '../spec/dmar.js';
 import { decodeCapabilities, type VtdCapabilities } from '../spec/capabilities.js';
-import { GCMD_QIE, GCMD_SRTP, GCMD_TE, REG, RTADDR, TTM_LEGACY, TTM_SCALABLE, registerWindowBytes } from '../spec/registers.js';
+import { GCMD_CFI, GCMD_IRE, GCMD_QIE, GCMD_SIRTP, GCMD_SRTP, GCMD_TE, IRTA, REG, RTADDR, TTM_LEGACY, TTM_SCALABLE, registerWindowBytes } from '../spec/registers.js';
 import { ContextTable } from './context-table.js';
 import { DomainIds } from './domain-ids.js';
 import { GLOBAL, PASID_CACHE_GLOBAL } from './descriptor-batch.js';
 import { FaultInterrupt } from './fault-interrupt.js';
+import { InterruptTable, TABLE_SIZE_CODE } from './interrupt-table.js';
 import { InvalidationQueue } from './invalidation-queue.js';
 import { PageRequestQueue } from './page-request-queue.js';
 import type { VtdDevice } from './vtd-device.js';
@@ -64,6 +65,8 @@ export class RemappingUnit {
   readonly domainIds: DomainIds;
   /** Undefined when the unit takes no page requests. */
   pageRequests: PageRequestQueue | undefined;
+  /** While interrupts are remapped. */
+  interruptTable: InterruptTable | undefined;
   /** Functions behind the unit by requester id. */
   readonly devices: (VtdDevice | undefined)[] = [];
   started = false;
@@ -96,7 +99,7 @@ export class RemappingUnit {
     this.addressWidth = widestTable(capabilities);
     // the functions that a command could switch on already are kept in the shadow of GCMD
     const status = registers.read(REG.GSTS, 4);
-    this.gcmd = status & (GCMD_TE | GCMD_QIE);
+    this.gcmd = status & (GCMD_TE | GCMD_QIE | GCMD_IRE | GCMD_CFI);
     const { memory, frames, clock, scheduler, trace, timing, log } = services;
     this.queue = new InvalidationQueue({
       name: this.name, memory, frames, clock, scheduler, registers, capabilities, pollNs: timing.options.pollNs, log, trace,
@@ -122,6 +125,11 @@ export class RemappingUnit {
     return this.scalable && this.capabilities.pasidBits > 0;
   }
 
+  /** An earlier owner left interrupt remapping on, or this one switched it on. */
+  get remapsInterrupts(): boolean {
+    return (this.gcmd & GCMD_IRE) !== 0;
+  }
+
   /** Faults left over are logged, translation is switched off, and the invalidation queue runs. */
   *enableQueue(): Steps {
     const { registers, queue } = this;
@@ -134,6 +142,31 @@ export class RemappingUnit {
     yield* this.command(GCMD_QIE, true);
     queue.startPosting();
     this.services.log.log('info', `DMAR: ${this.name}: Using Queued invalidation`);
+  }
+
+  /** Makes the interrupt remapping table and points hardware at it; its cache is empty afterwards. ENOMEM, ETIMEDOUT. */
+  *setInterruptTable(): Steps {
+    const { registers, queue, services: { memory, frames, trace, defects } } = this;
+    this.interruptTable ??= new InterruptTable({ name: this.name, memory, frames, queue, trace, ...(defects === undefined ? {} : { defects }) });
+    const irta = IRTA.encode({ S: TABLE_SIZE_CODE, IRTA: this.interruptTable.base });
+    registers.write(REG.IRTA, 8, irta[0]!, irta[1]!);
+    registers.write(REG.GCMD, 4, (this.gcmd | GCMD_SIRTP) >>> 0);
+    yield* this.waitStatus(GCMD_SIRTP, true);
+    if (!this.capabilities.enhancedSetInterruptTable) yield* queue.submitSync(queue.batch().interruptEntry());
+  }
+
+  /** Messages of devices are remapped, and those in compatibility format blocked. ETIMEDOUT. */
+  *enableInterruptRemapping(): Steps {
+    yield* this.command(GCMD_IRE, true);
+    if ((this.registers.read(REG.GSTS, 4) & GCMD_CFI) !== 0) yield* this.command(GCMD_CFI, false);
+  }
+
+  /** Messages pass as they are, when everything that was posted is done. The table stays, as the queue does. */
+  *disableInterruptRemapping(): Steps {
+    const { queue } = this;
+    yield* queue.flushPosted();
+    if (!this.capabilities.enhancedSetInterruptTable) yield* queue.submitSync(queue.batch().interruptEntry());
+    yield* this.command(GCMD_IRE, false);
   }
 
   /** Points hardware at the root table and empties its caches, which it does itself with ESRTPS. */
