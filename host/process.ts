@@ -137,3 +137,20 @@ export class Process {
     if (this.state !== 'running') throw new Errno('ESRCH', `${what}: process ${this.pid} (${this.name}) is ${this.state}`);
   }
 }
+
+/** The processes of a kernel by pid (`find_task_by_vpid`). */
+export class ProcessTable {
+  private readonly byPid = new Map<number, Process>();
+
+  add(process: Process): void {
+    this.byPid.set(process.pid, process);
+  }
+
+  /** A process that has not begun to end. */
+  find(pid: number): Process | undefined {
+    const process = this.byPid.get(pid);
+    if (process?.state === 'running') return process;
+    this.byPid.delete(pid);
+    return undefined;
+  }
+}

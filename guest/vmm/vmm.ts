@@ -69,6 +69,8 @@ export interface EoiSource {
 }
 
 const GIB = 2 ** 30;
+/** Without a virtual IOMMU a guest knows of no PASID: this is what its kernel puts into ENQCMDS. */
+const KERNEL_PASID = 0;
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
 export class Vmm {
@@ -285,6 +287,8 @@ export class Vmm {
       yield* this.wireInterrupts(device);
       // killed while it waited
       this.running(what);
+      const pasid = this.auxPasid(options.groupId);
+      if (pasid !== undefined) vm.setPasid(KERNEL_PASID, pasid);
       this.passthrough.push(device);
       return device;
     } catch (error) {
@@ -308,7 +312,19 @@ export class Vmm {
     if (!this.passthrough.includes(device)) return;
     this.passthrough = this.passthrough.filter((other) => other !== device);
     yield* device.unrealize();
-    yield* this.machine!.groups!.closeDevice(device.options.groupId, device.handle);
+    const { vm, groups } = this.machine!;
+    yield* groups!.closeDevice(device.options.groupId, device.handle);
+    if (!this.passthrough.some(({ options }) => this.auxPasid(options.groupId) !== undefined)) vm.clearPasid(KERNEL_PASID);
+  }
+
+  /**
+   * The PASID of the aux domain that carries a group's DMA. A VMM never sees it: the kernel tells itself, as KVM would
+   * ask VFIO for a group that it was given (KVM_DEV_VFIO_GROUP_ADD).
+   */
+  private auxPasid(groupId: number): number | undefined {
+    const { vfio } = this.options;
+    const device = vfio?.group(groupId)?.devices[0]?.registration.device;
+    return device === undefined ? undefined : vfio!.pasidOf(device);
   }
 
   /** The host wants a device back: the guest is asked for it. */

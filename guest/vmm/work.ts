@@ -3,11 +3,10 @@
  * the virtual CPU's thread does it inside of the trapped access; here the access has ended, and the guest is held until
  * the work is done.
  */
-import type { Scheduler, Steps } from '../../sim/task.js';
-import type { KernelLog } from '../../host/kernel-log.js';
 import { isErrno } from '../../sim/errno.js';
+import type { Scheduler, Steps, Task } from '../../sim/task.js';
+import type { KernelLog } from '../../host/kernel-log.js';
 import type { GuestClock } from '../clock.js';
-import type { Task } from '../../sim/task.js';
 
 interface Item {
   readonly what: string;
@@ -34,7 +33,7 @@ export class VmmWork {
   push(what: string, run: () => Steps): void {
     if (this.ended) return;
     this.items.push({ what, run });
-    if (this.worker === undefined) this.worker = this.scheduler.spawn(`vcpu ${this.name}`, this.serve(), { daemon: true });
+    if (this.worker === undefined) this.worker = this.scheduler.spawn(`vcpu ${this.name}`, this.serve(this.clock.hold()), { daemon: true });
   }
 
   /** Waits until nothing is left to do. */
@@ -48,8 +47,8 @@ export class VmmWork {
     this.items = [];
   }
 
-  private *serve(): Steps {
-    const goOn = this.clock.hold();
+  /** @param goOn lets the guest go on */
+  private *serve(goOn: () => void): Steps {
     try {
       for (let item = this.items.shift(); item !== undefined; item = this.items.shift()) yield* this.serveOne(item);
     } finally {

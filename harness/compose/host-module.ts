@@ -2,6 +2,7 @@ import { ContainerModule } from 'inversify';
 import { FrameAllocator } from '../../host/frames.js';
 import { InterruptController, type InterruptMessage } from '../../host/interrupts.js';
 import { KernelLog } from '../../host/kernel-log.js';
+import { ProcessTable } from '../../host/process.js';
 import { SystemBus } from '../../host/system-bus.js';
 import { DEFAULT_TIMING, Timing, type TimingOptions } from '../../host/timing.js';
 import { Channel, type Mailbox } from '../../sim/channel.js';
@@ -12,7 +13,7 @@ import type { Trace } from '../../sim/trace.js';
 import type { Topology } from '../topology/schema.js';
 import { layoutFor, type MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
-import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
+import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, PROCESSES, RANDOM, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
 
 /** A machine of its own has RAM; a virtual one has what its VMM gives it. */
 export const ramModule = new ContainerModule(({ bind }) => {
@@ -35,6 +36,7 @@ export const groundModule = new ContainerModule(({ bind }) => {
   ).inSingletonScope();
   bind(TIMING).toResolvedValue(({ topology }: Settings, random: Random) => new Timing(timingOptions(topology), random.split('timing')), [SETTINGS, RANDOM]).inSingletonScope();
   bind(LOG).toResolvedValue((clock: Clock) => new KernelLog(clock), [CLOCK]).inSingletonScope();
+  bind(PROCESSES).toResolvedValue(() => new ProcessTable(), []).inSingletonScope();
   bind(SYSTEM_BUS).toResolvedValue(() => new SystemBus(), []).inSingletonScope();
   bind(INTERRUPTS).toResolvedValue(
     (clock: Clock, timing: Timing, mailbox: Mailbox) => new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'interrupts')),

@@ -26,7 +26,7 @@ export function kernelOf(container: Container) {
   return {
     settings: container.get(T.SETTINGS),
     clock: container.get(T.CLOCK), random: container.get(T.RANDOM), scheduler: container.get(T.SCHEDULER), mailbox: container.get(T.MAILBOX), trace: container.get(T.TRACE),
-    memory: container.get(T.MEMORY), timing: container.get(T.TIMING), log: container.get(T.LOG), frames: container.get(T.FRAMES), interrupts: container.get(T.INTERRUPTS),
+    memory: container.get(T.MEMORY), timing: container.get(T.TIMING), log: container.get(T.LOG), frames: container.get(T.FRAMES), processes: container.get(T.PROCESSES), interrupts: container.get(T.INTERRUPTS),
     fabric: container.get(T.FABRIC), tree: container.get(T.PCI_TREE), access: container.get(T.CONFIG_ACCESS),
     unit: container.get(T.IOMMU_HARDWARE), devices: container.get(T.DEVICE_MODELS),
     pci: container.get(T.PCI), binding: container.get(T.IOMMU_BINDING), drivers: container.get(T.PCI_DRIVERS), core: container.get(T.IOMMU_CORE), iommu: container.get(T.IOMMU_DRIVER),

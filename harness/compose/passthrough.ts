@@ -7,6 +7,7 @@ import type { FrameAllocator } from '../../host/frames.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { PciDrivers } from '../../host/pci/kernel/drivers.js';
 import type { PciCore } from '../../host/pci/kernel/pci-core.js';
+import type { ProcessTable } from '../../host/process.js';
 import type { IommuCore } from '../../iommu/core/core.js';
 import { MdevCore } from '../../mdev/core.js';
 import { applyAttributes } from '../../mdev/definitions.js';
@@ -24,7 +25,7 @@ import type { MdevTopology, Topology } from '../topology/schema.js';
 import type { DeviceModels } from './devices.js';
 import type { IommuDriver } from './iommu.js';
 import type { Settings } from './settings.js';
-import { CLOCK, DEVICE_MODELS, FRAMES, IDXD_MDEV, IOMMU_CORE, IOMMU_DRIVER, LOG, MDEVS, MEMORY, PASSTHROUGH, PCI, PCI_DRIVERS, SCHEDULER, SETTINGS, TRACE, VFIO, VFIO_TYPE1 } from './tokens.js';
+import { CLOCK, DEVICE_MODELS, FRAMES, IDXD_MDEV, IOMMU_CORE, IOMMU_DRIVER, LOG, MDEVS, MEMORY, PASSTHROUGH, PCI, PCI_DRIVERS, PROCESSES, SCHEDULER, SETTINGS, TRACE, VFIO, VFIO_TYPE1 } from './tokens.js';
 
 export interface PassthroughParts {
   readonly vfio: Vfio;
@@ -86,11 +87,11 @@ export class Passthrough {
 
 export const passthroughModule = new ContainerModule(({ bind }) => {
   bind(VFIO_TYPE1).toResolvedValue(
-    (clock: Clock, scheduler: Scheduler, core: IommuCore, frames: FrameAllocator, log: KernelLog, trace: Trace, iommu: IommuDriver | undefined, { defects, topology }: Settings) => new Type1Driver({
-      clock, scheduler, core, frames, log, trace, defects, interruptRemapping: () => iommu?.interruptRemapping ?? false,
+    (clock: Clock, scheduler: Scheduler, core: IommuCore, frames: FrameAllocator, log: KernelLog, trace: Trace, iommu: IommuDriver | undefined, processes: ProcessTable, { defects, topology }: Settings) => new Type1Driver({
+      clock, scheduler, core, frames, log, trace, defects, interruptRemapping: () => iommu?.interruptRemapping ?? false, processes: (pid) => processes.find(pid),
       options: { allowUnsafeInterrupts: topology.host.kernel['allow-unsafe-interrupts'] },
     }),
-    [CLOCK, SCHEDULER, IOMMU_CORE, FRAMES, LOG, TRACE, IOMMU_DRIVER, SETTINGS],
+    [CLOCK, SCHEDULER, IOMMU_CORE, FRAMES, LOG, TRACE, IOMMU_DRIVER, PROCESSES, SETTINGS],
   ).inSingletonScope();
   bind(VFIO).toResolvedValue(
     (scheduler: Scheduler, log: KernelLog, core: IommuCore, type1: Type1Driver, pci: PciCore, drivers: PciDrivers, trace: Trace, { defects }: Settings) => new Vfio({

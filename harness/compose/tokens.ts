@@ -8,6 +8,7 @@ import type { Fabric } from '../../host/pci/hardware/fabric.js';
 import type { ConfigAccess } from '../../host/pci/kernel/config-access.js';
 import type { PciCore } from '../../host/pci/kernel/pci-core.js';
 import type { PciDrivers } from '../../host/pci/kernel/drivers.js';
+import type { ProcessTable } from '../../host/process.js';
 import type { SystemBus } from '../../host/system-bus.js';
 import type { Timing } from '../../host/timing.js';
 import type { IommuCore } from '../../iommu/core/core.js';
@@ -48,6 +49,7 @@ export const MEMORY = token<PhysicalMemory>('PhysicalMemory');
 
 export const TIMING = token<Timing>('Timing');
 export const LOG = token<KernelLog>('KernelLog');
+export const PROCESSES = token<ProcessTable>('ProcessTable');
 export const FRAMES = token<FrameAllocator>('FrameAllocator');
 export const SYSTEM_BUS = token<SystemBus>('SystemBus');
 export const INTERRUPTS = token<InterruptController>('InterruptController');

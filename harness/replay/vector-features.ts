@@ -1,4 +1,4 @@
-/** Which registers and bits belong to features that a recording's hardware had and the model has not. */
+/** Which registers belong to features that a recording's hardware had and the model has not. */
 import { REG } from '../../iommu/intel-vtd/spec/registers.js';
 import type { MmioReadStep, MmioWriteStep } from './vector.js';
 

@@ -307,19 +307,18 @@ class VectorReplay {
     });
   }
 
-  /** Asks every world; one check, whoever fails. True when all agree. */
-  private judge(op: keyof typeof CHECK_NAMES, what: string, expected: string, ask: (world: VectorWorld) => Verdict): boolean {
+  /** Asks every world; one check, whoever fails. */
+  private judge(op: keyof typeof CHECK_NAMES, what: string, expected: string, ask: (world: VectorWorld) => Verdict): void {
     this.checks[CHECK_NAMES[op]] = (this.checks[CHECK_NAMES[op]] ?? 0) + 1;
     const verdicts = this.worlds.map((world) => ({ world, ...ask(world) }));
     const failed = verdicts.filter(({ ok }) => !ok);
     const first = failed[0];
     if (first === undefined) {
       this.agreements++;
-      return true;
+      return;
     }
     const both = failed.length === this.worlds.length && failed.every(({ got }) => got === first.got);
     this.disagree({ op, what, expected, got: first.got, ...(both ? {} : this.cachesOf(first.world)), ...this.walk(first.world, op, what) });
-    return false;
   }
 
   private cachesOf(world: VectorWorld): { caches: 'on' | 'off' } | Record<string, never> {

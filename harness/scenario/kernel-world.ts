@@ -82,7 +82,9 @@ export class KernelWorld implements ScenarioWorld {
       id: this.firstMmId + pid, name, memory, frames, scheduler, trace, traceEntries: settings.watch, defects: settings.defects,
       ...(memlock === undefined ? {} : { memlockLimitPages: Math.floor(memlock / 4096) }),
     });
-    return new Process(pid, name, mm);
+    const process = new Process(pid, name, mm);
+    this.kernel.processes.add(process);
+    return process;
   }
 
   /** A process with an empty program, for code that drives it step by step. */
@@ -161,7 +163,9 @@ export class KernelWorld implements ScenarioWorld {
 
   *forkProcess(parent: Process, name: string): Steps<Process> {
     const pid = this.nextPid++;
-    return yield* parent.fork(pid, name, this.firstMmId + pid);
+    const child = yield* parent.fork(pid, name, this.firstMmId + pid);
+    this.kernel.processes.add(child);
+    return child;
   }
 
   start(program: Program, steps: readonly Step[]): void {

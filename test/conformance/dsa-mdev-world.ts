@@ -78,6 +78,13 @@ export class DsaMdevWorld extends SvaWorld {
     return user;
   }
 
+  /** The same process opens another device in the same container. */
+  openBeside(n: number, beside: VdsaUser): VdsaUser {
+    const user = new VdsaUser(this, n, beside);
+    this.run(user.open(false, beside));
+    return user;
+  }
+
   /** Physical registers of a queue's PASID fields: `[PasidEn, Pasid]`. */
   physicalPasid(wq: number): [number, number] {
     const word = this.dsa.function.window(0)!.read(0x508 + wq * 64, 4);
@@ -102,21 +109,23 @@ export class VdsaUser {
   dedicated = false;
   private readonly client: VfioClient;
 
-  constructor(world: DsaMdevWorld, n: number) {
+  constructor(world: DsaMdevWorld, n: number, beside?: VdsaUser) {
     this.world = world;
     this.n = n;
-    this.process = world.process(`vmm ${n}`).process;
+    this.process = beside?.process ?? world.process(`vmm ${n}`).process;
     this.client = new VfioClient(world.vfio, this.process);
     const eventFd = (name: string): EventFd => new EventFd(world.scheduler, name);
     [this.misc, this.completion, this.error, this.asked] = [eventFd('misc'), eventFd('completion'), eventFd('error'), eventFd('request')];
   }
 
-  *open(map: boolean): Steps {
-    this.container = this.client.openContainer();
+  /** @param beside a user of another device, whose process and container this one joins */
+  *open(map: boolean, beside?: VdsaUser): Steps {
+    this.container = beside?.container ?? this.client.openContainer();
     this.group = this.client.openGroup(this.world.mdevs.find(uuid(this.n))!.group!);
     yield* this.group.setContainer(this.container);
-    yield* this.container.setIommu('type1v2');
-    if (map) {
+    if (beside === undefined) yield* this.container.setIommu('type1v2');
+    else this.buffer = beside.buffer;
+    if (map && beside === undefined) {
       this.buffer = yield* this.process.mm.mmap(BUFFER_BYTES);
       yield* this.container.mapDma({ iova: IOVA, vaddr: this.buffer, sizeBytes: BUFFER_BYTES });
     }

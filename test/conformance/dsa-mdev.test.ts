@@ -158,6 +158,21 @@ describe('isolation (scenario 16)', () => {
     expect([first!.record().status, second!.record().status]).toEqual([0, STATUS.SUCCESS]);
   });
 
+  it.each([DEDICATED, SHARED])('a reset leaves what the same container does through another device (%s) alone: they have one PASID (X2)', (type) => {
+    const { world, users: [first] } = running([SHARED]);
+    world.create(2, type);
+    const second = world.openBeside(2, first!);
+    second.start();
+    expect(second.pasid).toBe(first!.pasid);
+    second.put({ ...FILL, size: 0x3_0000 }, 1);
+    first!.put({ ...FILL, size: 0x2_0000 });
+    world.run(first!.device.reset());
+    world.settle();
+    expect(second.record(1).status).toBe(STATUS.SUCCESS);
+    first!.close();
+    expect([world.core.usage.pasids, world.frames.pinnedPages]).toEqual([0, 0]);
+  });
+
   it('a portal that its user kept is dead after close, whoever has the queue then', () => {
     const { world, users: [first] } = running([DEDICATED]);
     const { portal } = first!;
@@ -258,18 +273,19 @@ describe('unplugging (2g, 7.5, C17)', () => {
     expect(second!.submit(FILL).status).toBe(STATUS.SUCCESS);
   });
 
-  it('by surprise: everything reads as ones, portals are dead, users are told and can close', () => {
+  it('by surprise: everything reads as ones, portals are dead, users are asked and can close', () => {
     const { world, users } = running([DEDICATED, SHARED]);
     for (const user of users) user.put({ ...FILL, size: 0x3_0000 });
     world.complex.remove(world.dsa.function, { surprise: true });
     const removing = world.scheduler.spawn('removal', world.pciCore.removeAbsent(), { joined: true });
     world.clock.run({ untilNs: world.clock.now + 1_000_000 });
     for (const user of users) {
-      expect([user.error.count, user.config(0, 4), user.read(0)]).toEqual([1, 0xffff_ffff, 0xffff_ffff]);
+      expect([user.error.count, user.config(0, 4), user.read(0)]).toEqual([0, 0xffff_ffff, 0xffff_ffff]);
       expect(user.device.write(PCI_CONFIG_REGION, 4, Uint8Array.of(0, 0))).toBe(2);
       user.portal.write64(0, encodeDescriptor({ opcode: OPCODE.NOOP }));
     }
-    expect(removing.ended).toBe(false);
+    // one after the other is asked for
+    expect([removing.ended, users[0]!.asked.count]).toEqual([false, 1]);
     for (const user of users) user.close();
     world.settle();
     expect([removing.state, world.mdevs.parents.length, world.frames.pinnedPages, world.core.usage.pasids]).toEqual(['done', 0, 0, 0]);

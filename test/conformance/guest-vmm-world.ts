@@ -19,6 +19,7 @@ import { SystemBus, X86_INTERRUPT_WINDOW } from '../../host/system-bus.js';
 import { DEFAULT_TIMING, Timing } from '../../host/timing.js';
 import { Channel, Mailbox } from '../../sim/channel.js';
 import type { Errno } from '../../sim/errno.js';
+import type { VirtualClock } from '../../sim/clock.js';
 import type { MemoryRange } from '../../sim/memory.js';
 import { Random } from '../../sim/random.js';
 import { Scheduler, type Steps } from '../../sim/task.js';
@@ -112,31 +113,29 @@ export class VmmWorld {
   }
 }
 
-/** A kernel on virtual CPUs; a new one for every boot. */
-export class GuestKernel {
+/** A kernel on virtual CPUs, without drivers; a new one for every boot. */
+export class BareGuest {
   readonly scheduler: Scheduler;
   readonly log: KernelLog;
+  readonly timing = new Timing({ ...DEFAULT_TIMING, jitter: 0 }, new Random(7));
   readonly interrupts: InterruptController;
   readonly frames: FrameAllocator;
   readonly complex: RootComplex;
   readonly root: PciBus;
   readonly pci: PciCore;
   readonly drivers: PciDrivers;
-  readonly edu: EduDriver;
   readonly vmm: Vmm;
-  private readonly world: VmmWorld;
+  private readonly machine: VirtualClock;
 
-  constructor(world: VmmWorld, vmm: Vmm, options: { intxOnly?: boolean } = {}) {
-    this.world = world;
+  constructor(machine: VirtualClock, vmm: Vmm, usable: readonly MemoryRange[] = [{ start: MIB, end: 8 * MIB }, ...RAM.slice(1)]) {
+    this.machine = machine;
     this.vmm = vmm;
-    const { clock, memory } = vmm;
-    const { clock: machine } = world.host;
+    const { timing } = this, { clock, memory } = vmm;
     this.scheduler = new Scheduler(clock, (error) => machine.fail(error));
     this.log = new KernelLog(clock);
-    const timing = new Timing({ ...DEFAULT_TIMING, jitter: 0 }, new Random(7));
     const bus = new SystemBus();
     this.interrupts = new InterruptController(clock, timing, new Channel<InterruptMessage>(new Mailbox((error) => machine.fail(error)), 'interrupts'));
-    this.frames = new FrameAllocator({ memory, ranges: [{ start: MIB, end: 8 * MIB }, ...RAM.slice(1)] });
+    this.frames = new FrameAllocator({ memory, ranges: usable });
     const fabric = new Fabric({ clock, timing, memory, bus, interrupts: this.interrupts, interruptWindow: X86_INTERRUPT_WINDOW });
     this.complex = new RootComplex({ fabric });
     this.root = this.complex.addRootBus(0);
@@ -147,16 +146,30 @@ export class GuestKernel {
       memory: { start: 0xc000_0000, sizeBytes: 0x2000_0000 }, prefetchable: { start: 64 * GIB, sizeBytes: 64 * GIB },
     });
     this.drivers = new PciDrivers({ bus: this.pci, scheduler: this.scheduler, log: this.log });
-    // no virtual IOMMU: guest-physical addresses are what the device is given
-    const dma = { dmaSetMask: () => {}, *dmaMap(_device: unknown, physical: number): Steps<number> { return physical; }, *dmaUnmap(): Steps {} };
-    this.edu = new EduDriver({ clock, scheduler: this.scheduler, log: this.log, dma, ...options });
-    this.run(this.boot());
-    world.settle();
   }
 
-  private *boot(): Steps {
-    yield* this.pci.rescan();
-    yield* this.drivers.registerDriver(this.edu);
+  /** Runs steps on the virtual CPUs, with everything that happens meanwhile. */
+  run<T>(steps: Steps<T>): T {
+    const task = this.scheduler.spawn('guest', steps, { joined: true });
+    this.machine.run({ stop: () => task.ended });
+    if (task.state === 'failed') throw task.error;
+    if (task.state !== 'done') throw new Error(`guest task is ${task.state}: ${this.scheduler.deadlockReport().join('; ')}`);
+    return task.result as T;
+  }
+}
+
+/** With the educational device's driver. */
+export class GuestKernel extends BareGuest {
+  readonly edu: EduDriver;
+
+  constructor(world: VmmWorld, vmm: Vmm, options: { intxOnly?: boolean } = {}) {
+    super(world.host.clock, vmm);
+    // no virtual IOMMU: guest-physical addresses are what the device is given
+    const dma = { dmaSetMask: () => {}, *dmaMap(_device: unknown, physical: number): Steps<number> { return physical; }, *dmaUnmap(): Steps {} };
+    this.edu = new EduDriver({ clock: vmm.clock, scheduler: this.scheduler, log: this.log, dma, ...options });
+    this.run(this.pci.rescan());
+    this.run(this.drivers.registerDriver(this.edu));
+    world.settle();
   }
 
   get eduPci(): PciFunctionDevice {
@@ -165,14 +178,5 @@ export class GuestKernel {
 
   get instance() {
     return this.edu.instance(this.eduPci)!;
-  }
-
-  /** Runs steps on the virtual CPUs, with everything that happens meanwhile. */
-  run<T>(steps: Steps<T>): T {
-    const task = this.scheduler.spawn('guest', steps, { joined: true });
-    this.world.host.clock.run({ stop: () => task.ended });
-    if (task.state === 'failed') throw task.error;
-    if (task.state !== 'done') throw new Error(`guest task is ${task.state}: ${this.scheduler.deadlockReport().join('; ')}`);
-    return task.result as T;
   }
 }

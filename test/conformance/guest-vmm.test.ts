@@ -117,13 +117,14 @@ describe('a VMM with a whole device', () => {
     const states: boolean[] = [];
     kernel.eduPci.config.write(4, 2, 6);
     kernel.scheduler.spawn('guest', (function* (): Steps {
+      states.push(vmm.clock.runs);
       kernel.eduPci.allocIrqs('x', [() => {}]);
       states.push(vmm.clock.runs);
       yield* sleep(vmm.clock, 0);
       states.push(vmm.devices[0]!.interrupts.mode === 'msi');
     })());
     world.settle();
-    expect(states).toEqual([true, true]);
+    expect(states).toEqual([true, false, true]);
   });
 });
 
@@ -361,6 +362,15 @@ describe('the host wants a device back (C17, section 2g)', () => {
     world.run(vmm.process.exit());
     world.host.clock.run({ untilNs: world.host.clock.now + 1_000_000_000 });
     expect(task.state).toBe('done');
+  });
+});
+
+describe('an error that a device cannot recover from', () => {
+  it('stops the guest and says so, as QEMU does (C18)', () => {
+    const { world, vmm } = guest();
+    world.vfioPci.instance(world.host.eduPci)!.errorDetected();
+    expect(vmm.state).toBe('paused');
+    expect(world.host.log.lines.at(-1)!.text).toBe('vm0: vfio_err_notifier_handler(edu) Unrecoverable error detected. Please collect any data possible and then kill the guest');
   });
 });
 

@@ -127,14 +127,14 @@ describe('type1: BIND and UNBIND', () => {
   it('binds all groups or none (V1)', () => {
     const world = new Type1World({ secondVtd: { 'page-requests': false } });
     const user = world.user('prog', [world.group(0), world.group(3)]);
-    expect(['ENODEV', 'EINVAL']).toContain(world.refused(user.container.bind()));
+    expect(world.refused(user.container.bind())).toBe('EINVAL');
     expect(world.core.usage.bonds).toBe(0);
     expect([world.core.devFeatureEnabled(world.device(0), 'SVA'), world.core.devFeatureEnabled(world.device(0), 'IOPF')]).toEqual([false, false]);
     world.run(user.iommu.detachGroup(world.group(3)));
     world.run(user.container.bind());
     // and a group that cannot be bound does not come in any more
     const before = world.books();
-    expect(['ENODEV', 'EINVAL']).toContain(world.refused(user.iommu.attachGroup(world.group(3))));
+    expect(world.refused(user.iommu.attachGroup(world.group(3)))).toBe('EINVAL');
     expect(world.books()).toEqual(before);
     expect(world.group(3).iommuGroup!.owner).toBeUndefined();
     world.end(user);

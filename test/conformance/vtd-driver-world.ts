@@ -22,7 +22,7 @@ import { IommuCore } from '../../iommu/core/core.js';
 import { IntelIommu, type IntelIommuOptions } from '../../iommu/intel-vtd/driver/intel-iommu.js';
 import { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
 import { buildCapabilities, decodeCapabilities, type VtdCapabilities, type VtdCapabilityOptions } from '../../iommu/intel-vtd/spec/capabilities.js';
-import { encodeDmar, type DmarStructure } from '../../iommu/intel-vtd/spec/dmar.js';
+import { DMAR_INTR_REMAP, encodeDmar, type DmarStructure } from '../../iommu/intel-vtd/spec/dmar.js';
 import { REG } from '../../iommu/intel-vtd/spec/registers.js';
 import { TaskWorld } from '../fixtures/task-world.js';
 
@@ -261,6 +261,8 @@ export interface DriverWorldOptions {
   readonly registers?: { readonly cap: bigint; readonly ecap: bigint; readonly version?: number };
   readonly driver?: IntelIommuOptions;
   readonly structures?: readonly DmarStructure[];
+  /** Flags of the table; default: interrupt remapping when the unit has it. */
+  readonly dmarFlags?: number;
   readonly driverDefects?: readonly string[];
   readonly unitDefects?: readonly string[];
   readonly timing?: Partial<TimingOptions>;
@@ -328,7 +330,7 @@ export class DriverWorld extends TaskWorld {
     this.fabric.unit = this.unit;
     this.registers = new NotedMmio(this.unit, this.ram);
     const structures = options.structures ?? [{ kind: 'DRHD', includeAll: true, segment: 0, base: UNIT_BASE, sizeOrder: 0, scopes: [] }];
-    const bytes = encodeDmar({ hostAddressWidth: 48, flags: 0, structures });
+    const bytes = encodeDmar({ hostAddressWidth: 48, flags: options.dmarFlags ?? (this.capabilities.interruptRemapping ? DMAR_INTR_REMAP : 0), structures });
     this.ram.write(DMAR_ADDRESS, bytes, 0, bytes.length);
     this.driver = new IntelIommu({
       memory: this.ram, frames: this.frames, clock: this.clock, scheduler: this.scheduler, trace: this.trace, timing: this.timing, log: this.log,

@@ -54,18 +54,20 @@ describe('capability registers (VT-d 4.1, 11.4.2 and 11.4.3; requirement 3.1)', 
     expect((ecap({ 'pasid-bits': 0 }) >> 35n) & 0x3fn).toBe(0n);
     expect(ecap({ 'accessed-dirty': true }) ^ ecap({})).toBe(1n << 45n);
     expect(ecap({ 'abort-dma': true }) ^ ecap({})).toBe(1n << 52n);
+    expect(ecap({ 'interrupt-remapping': true }) ^ ecap({})).toBe(0xf0_0008n);
     expect(ecap({ 'second-level': false }) ^ ecap({ nested: false })).toBe(1n << 46n);
     expect(ecap({ scalable: false })).toBe(0x2_0000_0fc7n);
   });
 
-  it('never reports what is not modelled: interrupt remapping, protected memory, performance monitoring, virtual commands', () => {
+  it('never reports what is not modelled: x2APIC mode, posted interrupts, protected memory, performance monitoring, virtual commands', () => {
     fc.assert(fc.property(fc.record({
-      scalable: fc.boolean(), 'caching-mode': fc.boolean(), esrtps: fc.boolean(), 'abort-dma': fc.boolean(), 'aw-bits': fc.constantFrom(39, 48, 57),
+      scalable: fc.boolean(), 'interrupt-remapping': fc.boolean(), 'caching-mode': fc.boolean(), esrtps: fc.boolean(), 'abort-dma': fc.boolean(), 'aw-bits': fc.constantFrom(39, 48, 57),
       'fault-records': fc.integer({ min: 1, max: 222 }), haw: fc.integer({ min: 32, max: 52 }),
     }), (options) => {
       const built = buildCapabilities(options);
       expect(built.problems).toEqual([]);
       expect(built.capabilities.notModelled).toEqual([]);
+      expect(built.capabilities.extendedInterruptMode).toBe(false);
       expect(registerWindowBytes(built.capabilities)).toBe(4096);
     }), { numRuns: 50 });
   });
@@ -85,11 +87,12 @@ describe('capability registers (VT-d 4.1, 11.4.2 and 11.4.3; requirement 3.1)', 
     expect(decoded).toMatchObject({
       domainIdBits: 16, adjustedWidths: 4, guestAddressWidth: 48, faultRecords: 1, faultRecordOffset: 0x220, iotlbOffset: 0xf0, maxAddressMask: 18,
       fiveLevel: true, firstLevel1G: true, pasidBits: 20, pageRequests: true, pageRequestDrain: true, deviceTlb: true, nested: true,
-      supervisorRequests: true, executeRequests: true, enhancedSetRootTable: false, notModelled: ['ECAP.MHMV'],
+      supervisorRequests: true, executeRequests: true, enhancedSetRootTable: false, interruptRemapping: false, maxHandleMask: 15, notModelled: [],
     });
     const world = new World({ capabilities: decoded });
     expect([world.read8(0x08), world.read8(0x10)]).toEqual([RECORDED_CAP, RECORDED_ECAP]);
-    expect(decodeCapabilities(0x80d2_008c_222f_0606n, 0xf0_0f4an).notModelled).toEqual(['ECAP.IR', 'ECAP.MHMV']);
+    expect(decodeCapabilities(0x80d2_008c_222f_0606n, 0xf0_0f4an)).toMatchObject({ interruptRemapping: true, extendedInterruptMode: false, notModelled: [] });
+    expect(decodeCapabilities(RECORDED_CAP | (1n << 59n), RECORDED_ECAP | (1n << 51n)).notModelled).toEqual(['CAP.PI', 'ECAP.PMS']);
   });
 
   it.each([

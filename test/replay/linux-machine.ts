@@ -198,7 +198,7 @@ class Guest {
     return buffer;
   }
 
-  private open(process: Parameters<Machine['host']['devices']['idxd']['open']>[1]): IdxdFile | undefined {
+  private open(process: Parameters<Machine['host']['kernelDrivers']['idxd']['open']>[1]): IdxdFile | undefined {
     const { machine, recorder } = this;
     try {
       const file = this.execute(machine.host.kernelDrivers.idxd.open(deviceOf(machine, DSA)!, process, 'wq0.0'));

@@ -35,8 +35,7 @@ describe('traces of Linux agree with our unit', () => {
     expect(texts(report.known)).toEqual(KNOWN[trace] ?? []);
     expect(report.agreements).toBe(AGREEMENTS[trace]);
     expect(report.unsupported).toEqual([]);
-    // MHMV is a hint about address masks that software may use
-    expect(report.notModelled).toEqual(['ECAP.MHMV']);
+    expect(report.notModelled).toEqual([]);
     const checks = Object.values(report.checks).reduce((sum, count) => sum + count, 0);
     expect(checks).toBe(report.agreements + report.known.length + report.stale.length);
   });

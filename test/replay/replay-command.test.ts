@@ -46,7 +46,7 @@ describe('vfiosim replay', () => {
     expect([code, err]).toEqual([0, '']);
     expect(out).toMatch(/vtd-qi-s1\.json\.gz +│ +441 │ +26 │ +167 │ +71 │ +0 │ +253 │ +0 │ +11 │ +0 │ +0 │/);
     expect(out).toContain('2 files, 587 checks: AGREE');
-    expect(out).toContain("not modelled, reported by the files' hardware: ECAP.IR, ECAP.MHMV");
+    expect(out).not.toContain('not modelled');
     expect(out).not.toContain('known: IQH');
     const verbose = await command('replay', '-v', join(VECTORS, 'vtd-qi-s1.json.gz'), join(VECTORS, 'vtd-stale-s1.json.gz'));
     expect(verbose.out).toContain('step 210 (mmioRead) known: IQH (0x80)\n  expected 0x40\n  got      0x70\n  IQE stops fetching only while it is set.');

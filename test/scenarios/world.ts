@@ -167,7 +167,7 @@ export class World {
   }
 
   process(name: string): Program {
-    return this.machine.scenario.newProgram(name);
+    return this.machine.scenario.world.newProgram(name);
   }
 
   /** Page number of fresh pages of a process that nobody has touched. */

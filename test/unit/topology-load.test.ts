@@ -24,7 +24,7 @@ describe('topology files', () => {
   afterAll(() => { rmSync(directory, { recursive: true }); });
 
   it.each([
-    ['an unknown key', 'version: 1\nhost:\n  memry: 1GiB\n', ['t.yaml:3:3: host: unknown key "memry"; did you mean "memory"? Allowed: memory, iommu, kernel, ports, devices']],
+    ['an unknown key', 'version: 1\nhost:\n  memry: 1GiB\n', ['t.yaml:3:3: host: unknown key "memry"; did you mean "memory"? Allowed: memory, iommu, kernel, ports, devices, mdev-parents']],
     ['a negative size', 'version: 1\nhost: { memory: -4096 }\n', ['t.yaml:2:17: host.memory: -4096 (negative) is not a size such as 4096, "64KiB" or "4GiB"']],
     ['a PASID width of 21', 'version: 1\nhost:\n  iommu: { model: intel-vtd, pasid-bits: 21 }\n', ['t.yaml:3:42: host.iommu.pasid-bits: 21 is too large; allowed: at most 20']],
     ['PRI without ATS', DEVICE(', ats: false'), ['t.yaml:5:7: host.devices[0].pri: page requests (PRI) need ats: true']],
@@ -83,7 +83,7 @@ describe('topology files', () => {
 
   it('have a JSON Schema from the same source', () => {
     const schema = topologyJsonSchema() as { properties: Record<string, unknown>; additionalProperties: boolean };
-    expect(Object.keys(schema.properties)).toEqual(['version', 'name', 'description', 'seed', 'host', 'processes', 'inject', 'expect', 'timing', 'limits']);
+    expect(Object.keys(schema.properties)).toEqual(['version', 'name', 'description', 'seed', 'host', 'mdevs', 'guests', 'processes', 'inject', 'expect', 'timing', 'limits']);
     expect(schema.additionalProperties).toBe(false);
   });
 });

@@ -97,7 +97,7 @@ export class IdxdMdevParent implements MdevParentOps {
       case '1dwq-v1': {
         const wq = this.dedicated.find((candidate) => this.leasesOf(candidate).length === 0);
         if (wq === undefined) throw new Errno('EUSERS', `${device.pci.name}: every dedicated work queue of type mdev is taken`);
-        return new QueueLease(device, wq, wq.index + 1);
+        return this.lease(wq, wq.index + 1);
       }
       case '1swq-v1': {
         const wq = this.shared.reduce<IdxdWq | undefined>((least, candidate) => (least !== undefined && this.leasesOf(least).length <= this.leasesOf(candidate).length ? least : candidate), undefined);
@@ -105,10 +105,15 @@ export class IdxdMdevParent implements MdevParentOps {
         if (wq === undefined || vector === undefined) {
           throw new Errno('EUSERS', `${device.pci.name}: ${wq === undefined ? 'no shared work queue is of type mdev' : 'no interrupt vector is left for another mediated device'}`);
         }
-        return new QueueLease(device, wq, vector);
+        return this.lease(wq, vector);
       }
     }
     throw new Errno('EINVAL', `${device.pci.name} makes no mediated devices of type ${this.driver}-${type.name}`);
+  }
+
+  private lease(wq: IdxdWq, vector: number): QueueLease {
+    const lease: QueueLease = new QueueLease(this.options.device, wq, vector, (pasid) => [...this.devices.values()].some((vdsa) => vdsa.lease !== lease && vdsa.lease.pasid === pasid));
+    return lease;
   }
 
   private leasesOf(wq: IdxdWq): QueueLease[] {

@@ -2,7 +2,8 @@
  * What a mediated device has of the accelerator: a dedicated queue, or a slot of a shared one, and one interrupt vector. The
  * parent's own commands act here, and only here does a PASID get into the hardware: the one that the IOMMU core gave to the
  * mediated device's aux domain. A dedicated queue carries it in its configuration; on a shared queue the descriptors do, so
- * the slot only remembers which are its own.
+ * the slot only remembers which are its own. Devices of one container have one domain and so one PASID: as the accelerator
+ * aborts by PASID, a slot whose PASID others use too is drained instead.
  */
 import { CMDSTS_ERR, DSA_CMD, wqMaskOperand } from '../spec/registers.js';
 import type { Steps } from '../../../sim/task.js';
@@ -21,11 +22,14 @@ export class QueueLease {
   private permitted = false;
   /** Being turned off: what is enqueued now would not be waited for. */
   private closing = false;
+  private readonly othersHave: (pasid: number) => boolean;
 
-  constructor(device: IdxdDevice, wq: IdxdWq, vector: number) {
+  /** @param othersHave true when another lease of the device is on under that PASID */
+  constructor(device: IdxdDevice, wq: IdxdWq, vector: number, othersHave: (pasid: number) => boolean) {
     this.device = device;
     this.wq = wq;
     this.vector = vector;
+    this.othersHave = othersHave;
     device.hardware.setInterruptPermission(vector, NOBODY);
   }
 
@@ -72,12 +76,12 @@ export class QueueLease {
     return yield* this.command(DSA_CMD.DRAIN_WQ, DSA_CMD.DRAIN_PASID);
   }
 
-  /** Drops the lease's descriptors. */
+  /** Drops the lease's descriptors, or lets them end where they cannot be told from others'. */
   *abort(): Steps<number> {
     return yield* this.command(DSA_CMD.ABORT_WQ, DSA_CMD.ABORT_PASID);
   }
 
-  /** Nothing is taken any more; what was is done (`drain`) or dropped. The PASID is out of the hardware afterwards. */
+  /** Nothing is taken any more; what was is done (`drain`) or dropped as by `abort`. The PASID is out of the hardware afterwards. */
   *disable(drain: boolean): Steps<number> {
     if (this.pasid === undefined) return CMDSTS_ERR.SUCCESS;
     const { device, wq } = this;
@@ -97,7 +101,8 @@ export class QueueLease {
     const { device, wq, pasid } = this;
     if (pasid === undefined) return CMDSTS_ERR.SUCCESS;
     if (!device.alive) return CMDSTS_ERR.HW_ERR;
-    return yield* wq.dedicated ? device.hardware.command(dedicated, wqMaskOperand(wq.index)) : device.hardware.command(shared, pasid);
+    if (wq.dedicated) return yield* device.hardware.command(dedicated, wqMaskOperand(wq.index));
+    return yield* device.hardware.command(this.othersHave(pasid) ? DSA_CMD.DRAIN_PASID : shared, pasid);
   }
 
   private updatePermission(): void {
