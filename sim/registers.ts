@@ -31,7 +31,8 @@ export class Register {
   readonly size: 4 | 8;
   private readonly words: Uint32Array;
   private readonly index: number;
-  private readonly resetValue: bigint;
+  private readonly resetLo: number;
+  private readonly resetHi: number;
   readonly rwLo: number;
   readonly rwHi: number;
   readonly w1cLo: number;
@@ -45,8 +46,9 @@ export class Register {
     this.size = spec.size;
     this.words = words;
     this.index = index;
-    this.resetValue = spec.reset ?? 0n;
-    const rw = spec.rw ?? 0n, w1c = spec.w1c ?? 0n;
+    const { reset = 0n, rw = 0n, w1c = 0n } = spec;
+    this.resetLo = loOf(reset);
+    this.resetHi = hiOf(reset);
     assert((rw & w1c) === 0n, `${name}: a bit is both RW and W1C`);
     this.rwLo = loOf(rw);
     this.rwHi = hiOf(rw);
@@ -83,7 +85,8 @@ export class Register {
   }
 
   reset(): void {
-    this.value = this.resetValue;
+    this.words[this.index] = this.resetLo;
+    if (this.size === 8) this.words[this.index + 1] = this.resetHi;
   }
 
   /** A software write of the bytes selected by the masks. */
@@ -104,8 +107,9 @@ export class RegisterFile<Names extends string = string> extends PlainMmio {
   readonly r: { readonly [N in Names]: Register };
   /** Accesses that broke a rule (size, alignment, undeclared offset). */
   invalidAccesses = 0;
+  /** Up to the end of the last register: windows are much larger than what is in them. */
   private readonly words: Uint32Array;
-  /** Register that covers each 32-bit word of the window. */
+  /** Register that covers each of these words. */
   private readonly map: (Register | undefined)[];
   private readonly minSize: number;
 
@@ -115,10 +119,12 @@ export class RegisterFile<Names extends string = string> extends PlainMmio {
     this.name = name;
     this.sizeBytes = sizeBytes;
     this.minSize = options.minSize ?? 4;
-    this.words = new Uint32Array(sizeBytes / 4);
-    this.map = Array.from({ length: sizeBytes / 4 }, () => undefined);
+    const declared = Object.entries(specs) as [Names, RegisterSpec][];
+    const extent = declared.reduce((end, [, { offset, size }]) => Math.max(end, offset + size), 0) / 4;
+    this.words = new Uint32Array(extent);
+    this.map = Array.from<Register | undefined>({ length: extent }).fill(undefined);
     const registers: Record<string, Register> = {};
-    for (const [registerName, spec] of Object.entries(specs) as [Names, RegisterSpec][]) {
+    for (const [registerName, spec] of declared) {
       const index = spec.offset / 4;
       assert(spec.offset % spec.size === 0 && spec.offset + spec.size <= sizeBytes, `${name}.${registerName}: bad offset ${spec.offset}`);
       const register = new Register(`${name}.${registerName}`, spec, this.words, index);

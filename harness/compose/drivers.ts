@@ -26,7 +26,7 @@ export interface KernelDrivers {
 }
 
 /** What a guest's kernel puts into the PASID field of what it enqueues: its virtual CPU knows the real one. */
-export const GUEST_KERNEL_PASID = 0;
+const GUEST_KERNEL_PASID = 0;
 
 export const driversModule = new ContainerModule(({ bind }) => {
   bind(KERNEL_DRIVERS).toResolvedValue(

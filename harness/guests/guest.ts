@@ -4,12 +4,12 @@
  */
 import { NO_PASID } from '../../host/pci/dma-port.js';
 import type { Process } from '../../host/process.js';
+import { GuestBalloon } from '../../guest/balloon.js';
 import { Vmm } from '../../guest/vmm/vmm.js';
 import { Errno, isErrno } from '../../sim/errno.js';
 import { Completion, type Scheduler, type Steps } from '../../sim/task.js';
 import { boot, shutdown } from '../boot.js';
 import type { DeviceModel } from '../compose/devices.js';
-import { GUEST_KERNEL_PASID } from '../compose/drivers.js';
 import { composeGuest, type VirtualSlot } from '../compose/guest.js';
 import type { Host, Kernel } from '../compose/host.js';
 import { layoutFor } from '../compose/layout.js';
@@ -36,7 +36,7 @@ export interface GuestParts {
 export class Guest {
   readonly name: string;
   readonly topology: GuestTopology;
-  state: GuestState = 'off';
+  private life: Exclude<GuestState, 'paused'> = 'off';
   /** Why it was refused or ended otherwise than by itself. */
   reason = '';
   process: Process | undefined;
@@ -46,8 +46,8 @@ export class Guest {
   /** Programs of this boot and earlier ones. */
   readonly allPrograms: Program[] = [];
   boots = 0;
-  /** Guest-physical frames that the guest's kernel has given up. */
-  private readonly ballooned: number[] = [];
+  /** The balloon driver of the guest's kernel. */
+  private ballooning: GuestBalloon | undefined;
   private readonly parts: GuestParts;
   private devices: readonly AssignedDevice[] = [];
   private disconnect: () => void = () => {};
@@ -60,6 +60,11 @@ export class Guest {
     this.topology = parts.topology;
   }
 
+  /** Also paused when the VMM has stopped the guest because a device failed. */
+  get state(): GuestState {
+    return this.life === 'running' && this.vmm?.state === 'paused' ? 'paused' : this.life;
+  }
+
   /** Its kernel exists. */
   get alive(): boolean {
     return this.state === 'running' || this.state === 'paused' || this.state === 'starting';
@@ -68,7 +73,7 @@ export class Guest {
   /** Starts the VMM and boots the guest; returns when its kernel is up. A refusal leaves nothing behind; it is the guest's state. */
   *start(): Steps {
     if (this.alive) throw new Errno('EBUSY', `guest ${this.name} is ${this.state}`);
-    this.state = 'starting';
+    this.life = 'starting';
     const { host, world } = this.parts;
     const process = world.newProcess(this.name, this.topology['memlock-limit']);
     this.process = process;
@@ -76,12 +81,11 @@ export class Guest {
       this.devices = assignedDevices(this.topology, host);
       this.vmm = this.newVmm(process);
       yield* this.vmm.start();
-      this.translatePasids();
     } catch (error) {
       if (!isErrno(error)) throw error;
       yield* process.exit();
       this.vmm = undefined;
-      this.state = 'refused';
+      this.life = 'refused';
       this.reason = error.message;
       host.log.log('warn', `vmm ${this.name}: ${error.message}`);
       return;
@@ -101,21 +105,8 @@ export class Guest {
         kind: 'vfio' as const, groupId, deviceName, devfn: (bdf.device << 3) | bdf.function, name, onRequest, balloonAllowed: hostModel === undefined,
       })),
       onEject: (name) => this.eject(name),
-      onBalloon: (pages) => this.giveUp(pages),
+      onBalloon: (pages) => this.resizeBalloon(pages),
     });
-  }
-
-  /**
-   * Where the host's KVM and VFIO meet (virt/kvm/vfio.c): what the guest's kernel enqueues under its own PASID reaches the
-   * accelerator under that of the guest's aux domain, which nobody in the guest or its VMM chooses. All devices of one
-   * container share the domain.
-   */
-  private translatePasids(): void {
-    const { vfio } = this.parts.host.passthrough;
-    for (const { mdev } of this.devices) {
-      const pasid = mdev === undefined ? undefined : vfio.pasidOf(mdev);
-      if (pasid !== undefined) return this.vmm!.vm.setPasid(GUEST_KERNEL_PASID, pasid);
-    }
   }
 
   /** Composes the kernel and boots it on the virtual CPUs. */
@@ -134,10 +125,11 @@ export class Guest {
     this.boots++;
     this.disconnect = vmm.connectInterrupts(kernel.interrupts);
     this.kernel = kernel;
+    this.ballooning = new GuestBalloon(kernel.frames);
     this.world = new KernelWorld(scenario, kernel, this.name, index);
     yield* this.onCpus('boot', boot(kernel));
-    if (this.state !== 'starting') return;
-    this.state = 'running';
+    if (this.life !== 'starting') return;
+    this.life = 'running';
     this.world.begin(this.topology.processes);
   }
 
@@ -162,22 +154,19 @@ export class Guest {
   pause(): void {
     if (this.state !== 'running') throw new Errno('EINVAL', `guest ${this.name} is ${this.state}`);
     this.vmm!.pause();
-    this.state = 'paused';
   }
 
   resume(): void {
     if (this.state !== 'paused') throw new Errno('EINVAL', `guest ${this.name} is ${this.state}`);
-    this.state = 'running';
     this.vmm!.resume();
   }
 
   /** A reset in the middle of everything: processes and kernel vanish, devices are reset, the kernel boots again and runs its processes anew. */
   *reboot(): Steps {
     this.checkRunning();
-    this.state = 'starting';
+    this.life = 'starting';
     this.abandonKernel('the guest was reset');
     yield* this.vmm!.reset();
-    this.ballooned.length = 0;
     yield* this.bootKernel();
   }
 
@@ -188,7 +177,7 @@ export class Guest {
     if (!this.alive) return;
     yield* this.vmm!.powerOff();
     yield* this.process!.exit();
-    this.state = 'off';
+    this.life = 'off';
   }
 
   private *endAll(): Steps {
@@ -207,7 +196,7 @@ export class Guest {
   /** SIGKILL of the VMM: the virtual CPUs stop at once, the host kernel closes what it had open. */
   *kill(): Steps {
     if (!this.alive) throw new Errno('ESRCH', `guest ${this.name} is ${this.state}`);
-    this.state = 'killed';
+    this.life = 'killed';
     this.reason = 'VMM killed';
     this.abandonKernel('VMM killed');
     for (const done of this.waiting) done.complete();
@@ -221,24 +210,9 @@ export class Guest {
     yield* this.vmm!.balloon(targetBytes);
   }
 
-  /** The guest's balloon driver: gives up frames that it has allocated, or, below 0, takes them back. ENOMEM. */
   // oxlint-disable-next-line require-yield -- the guest's kernel may have to reclaim first
-  private *giveUp(pages: number): Steps<readonly number[]> {
-    const { frames } = this.kernel!;
-    if (pages < 0) {
-      const back = this.ballooned.splice(pages);
-      for (const frame of back) frames.free(frame);
-      return back.map((frame) => frame / 4096);
-    }
-    const taken: number[] = [];
-    try {
-      for (let i = 0; i < pages; i++) taken.push(frames.alloc('balloon'));
-    } catch (error) {
-      for (const frame of taken) frames.free(frame);
-      throw error;
-    }
-    this.ballooned.push(...taken);
-    return taken.map((frame) => frame / 4096);
+  private *resizeBalloon(pages: number): Steps<number[]> {
+    return pages < 0 ? this.ballooning!.deflate(-pages) : this.ballooning!.inflate(pages);
   }
 
   /** ENOMEM, EINVAL; nothing is added then. */
@@ -255,8 +229,6 @@ export class Guest {
     yield* this.onCpus(`eject of ${name}`, this.kernel!.pci.remove(pci));
     this.kernel!.tree.complex.remove(model.function, { surprise: false });
     this.world!.noticeGone(model);
-    // its last aux domain goes with the device's descriptor
-    if (this.devices.every((device) => device.mdev === undefined || device.name === name)) this.vmm!.vm.clearPasid(GUEST_KERNEL_PASID);
   }
 
   /** The guest's kernel is gone from one moment to the next; its programs stop where they are. */

@@ -82,7 +82,7 @@ export function explainWalk(memory: PhysicalMemory, capabilities: VtdCapabilitie
     return pasid === NO_PASID ? end(page, 1, all, 0, 'Remapping is off, the address is physical') : end(undefined, 1, 0, 0, 'Remapping is off, requests with PASID are refused');
   }
   if (pasid === NO_PASID && inInterruptRange) {
-    return (request.access & ACCESS_WRITE) !== 0 ? end(page, 1, USER_WRITE | PRIVILEGED_WRITE, 0, 'Interrupt write, not remapped') : fault(FAULT.INTERRUPT_REQUEST_INVALID);
+    return (request.access & ACCESS_WRITE) !== 0 ? end(page, 1, USER_WRITE | PRIVILEGED_WRITE, 0, 'Interrupt write: no table translates its address') : fault(FAULT.INTERRUPT_REQUEST_INVALID);
   }
   const tables = new RequesterTables({ memory, capabilities, caching: false, observer });
   tables.rootTable = state.rootTable;
