@@ -20,7 +20,7 @@ export function inspect(io: Io, file: string, options: InspectOptions): Promise<
   if (typeof target === 'string') throw new WrongUsage(`--walk: ${target}`);
   return withMachine(io, file, options.seed === undefined ? {} : { seed: options.seed }, (machine) => {
     machine.run({ stopAt: stop });
-    if (machine.end !== 'stopped') say(io, `${options.at} was not reached; this is the machine at its end`);
+    if (machine.end !== 'stopped') say(io, `${options.at} was not reached; this is the machine at its end, after its teardown`);
     const report = machine.walk(target);
     if (typeof report === 'string') throw new WrongUsage(`--walk: ${report}`);
     const { now: timeNs, events: event } = machine.clock;
@@ -38,8 +38,8 @@ function render(report: WalkReport, timeNs: number, event: number, colors: Color
   for (const step of report.steps) {
     if (step.stage !== stage) lines.push(...(stage === undefined ? [] : ['']), colors.bold((stage = step.stage) ?? ''));
     const name = ['first-level', 'second-level', 'guest', 'VMM'].includes(step.what) ? `${step.what} ${LEVELS[step.level] ?? step.level}` : step.what;
-    const raw = step.qwords.length === 0 ? '(not memory)' : step.qwords.map((qword) => qword.toString(16).padStart(16, '0')).join(' ');
-    lines.push(`${name.padEnd(20)} ${hex(BigInt(step.address)).padStart(14)}  ${raw}`, `${' '.repeat(37)}${colors.dim(step.text === '' ? 'all zero' : step.text)}`);
+    const raw = step.qwords.length === 0 ? (['memory slot', 'pinned on demand'].some((what) => step.what.startsWith(what)) ? '' : '(not memory)') : step.qwords.map((qword) => qword.toString(16).padStart(16, '0')).join(' ');
+    lines.push(`${name.padEnd(20)} ${hex(BigInt(step.address)).padStart(14)}  ${raw}`.trimEnd(), `${' '.repeat(37)}${colors.dim(step.text === '' ? 'all zero' : step.text)}`);
   }
   const rights = [report.read && 'read', report.write && 'write', report.execute && 'execute'].filter(Boolean).join(', ');
   lines.push('', report.physical === undefined

@@ -36,12 +36,17 @@ function stateLines(state: MachineState, colors: Colors): string[] {
 
 function taskLines(title: string, tasks: readonly TaskState[], colors: Colors): string[] {
   if (tasks.length === 0) return [];
-  const shown = tasks.slice(0, MANY_TASKS).map((task) => {
+  // many workers that wait for the same are one line
+  const lines = new Map<string, number>();
+  for (const task of tasks) {
     const held = task.holds.length === 0 ? '' : `, holds ${task.holds.join(', ')}`;
     const does = task.waitsFor === '' ? `is ${task.state}` : `waits for ${task.waitsFor}`;
-    return `  ${task.name}${task.step === '' ? '' : `, ${task.step}`}: ${does}${held}`;
-  });
-  return [colors.bold(title), ...shown, ...(tasks.length > MANY_TASKS ? [`  … and ${tasks.length - MANY_TASKS} more`] : [])];
+    const line = `  ${task.name}${task.step === '' ? '' : `, ${task.step}`}: ${does}${held}`;
+    lines.set(line, (lines.get(line) ?? 0) + 1);
+  }
+  const shown = [...lines].slice(0, MANY_TASKS);
+  const rest = [...lines].slice(MANY_TASKS).reduce((sum, [, count]) => sum + count, 0);
+  return [colors.bold(title), ...shown.map(([line, count]) => (count === 1 ? line : `${line} (${count} times)`)), ...(rest > 0 ? [`  … and ${rest} more`] : [])];
 }
 
 function guestTable(guests: readonly GuestSummary[], colors: Colors): string[] {
@@ -54,7 +59,7 @@ function guestTable(guests: readonly GuestSummary[], colors: Colors): string[] {
   }
   const lines = [table.toString()];
   if (guests.length > shown.length) lines.push(`… and ${guests.length - shown.length} more guests (--json lists them)`);
-  lines.push(...guests.filter(({ reason }) => reason !== '').slice(0, MANY_FLOWS).map(({ name, state, reason }) => `${name} was ${state}: ${reason}`));
+  lines.push(...guests.filter(({ reason }) => reason !== '').slice(0, MANY_FLOWS).map(({ name, state, reason }) => (state === 'refused' ? `${name} was refused: ${reason}` : `${name}: ${reason}`)));
   return [...lines, ''];
 }
 

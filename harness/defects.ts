@@ -6,7 +6,7 @@ import { InvalidInput, nearest } from './topology/problems.js';
 
 export interface Defect {
   /** Room whose code misbehaves. */
-  readonly room: 'host/mm' | 'host/pci' | 'iommu/core' | 'iommu/intel-vtd/driver' | 'iommu/intel-vtd/hardware' | 'devices/dsa' | 'devices/edu';
+  readonly room: 'host/mm' | 'host/pci' | 'iommu/core' | 'iommu/intel-vtd/driver' | 'iommu/intel-vtd/hardware' | 'vfio' | 'mdev' | 'devices/dsa' | 'devices/edu' | 'devices/mtty' | 'guest';
   /** What breaks, in one sentence. */
   readonly breaks: string;
 }
@@ -27,6 +27,7 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
   ...of('host/pci', {
     'pci.bypass-iommu': 'Requests reach memory at their untranslated address.',
     'pci.forge-translated': 'A device marks addresses of its own choice as translated.',
+    'pci.intx-ignore-disable': 'A function asserts its interrupt pin though INTx is disabled.',
     'pci.ignore-bus-master': 'A function goes on with DMA after bus mastering was switched off.',
     'pci.translated-without-ats': 'A function sends translation requests and translated requests while ATS is off.',
     'pci.ignore-invalidation': 'A device completes invalidations and keeps what it should have dropped.',
@@ -35,6 +36,7 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'pci.atc-pasid-less-invalidation': 'An invalidation without PASID misses entries that have one.',
     'pci.reuse-prg-index': 'Every page request group gets index 0.',
     'pci.ignore-pri-allocation': 'More page requests are outstanding than software allocated.',
+    'pci.msi-ignore-mask': 'Masked MSI vectors send their messages.',
     'pci.msix-ignore-mask': 'Masked MSI-X vectors send their messages.',
     'pci.groups-ignore-acs': 'Every function is an IOMMU group of its own, isolated or not.',
     'pci.vf-stu-unchecked': "ATS of a virtual function takes a translation unit that is not its physical function's.",
@@ -64,12 +66,14 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'vtd-driver.log-after-exit': 'The entry of a dead process is cleared without FPD, so that faults are recorded.',
     'vtd-driver.lose-page-requests': 'Page requests are taken from the queue and forgotten.',
     'vtd-driver.skip-device-tlb-flush': 'Device TLBs are never invalidated.',
+    'vtd-driver.skip-iec-flush': 'Interrupt remapping entries change and the entry cache is not invalidated.',
     'vtd-driver.skip-iotlb-flush': 'Ranges are invalidated in device TLBs only.',
     'vtd-driver.skip-pasid-cache-flush': 'A PASID entry is torn down without invalidating the PASID cache.',
     'vtd-driver.skip-prq-drain': 'A bond ends while page requests of its PASID are under way.',
   }),
   ...of('iommu/intel-vtd/hardware', {
     'vtd.ignore-fpd': 'Faults are recorded though FPD forbids it.',
+    'vtd.ignore-irte-source': 'Whoever names an interrupt remapping entry may use it.',
     'vtd.ignore-user-bit': 'User requests reach supervisor pages.',
     'vtd.lose-overflow-answer': 'Groups whose last request overflowed get no answer.',
     'vtd.lose-page-response': 'Page group responses are taken from the queue and not sent.',
@@ -81,6 +85,25 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'vtd.wait-ignores-device-tlb': 'Wait descriptors complete before device TLBs have answered.',
     'vtd.wrong-group-index': 'Page group responses carry the next group index.',
   }),
+  ...of('vfio', {
+    'migration.keep-running-in-stop-copy': 'A device is not stopped on its way to STOP.',
+    'vfio.keep-dma-owner': 'A group that leaves its container stays owned.',
+    'vfio.skip-dma-unmap-notify': "Drivers that pin their user's pages are not told of an unmap.",
+    'vfio.skip-replay-rollback': 'A group that could not join leaves pinned what the attempt had pinned.',
+    'vfio.skip-unpin': 'Pages of a mapping stay pinned after its end.',
+    'vfio.unpin-before-flush': 'Pages are given back before the invalidation of their translations.',
+    'vfio.unregister-does-not-wait': 'A device goes while its user has it open.',
+    'vfio.unset-with-open-devices': 'A group leaves its container while its devices are open.',
+    'vfio.wrong-rlimit': 'Everybody may lock memory beyond RLIMIT_MEMLOCK.',
+    'vfio-pci.ats-not-hidden': "ATS, PRI and PASID stand in the configuration space that a user sees.",
+    'vfio-pci.bar-write-through': "What a user writes to a BAR moves the function's real one.",
+    'vfio-pci.master-stays-on': 'A function that its user has closed may still do DMA.',
+  }),
+  ...of('mdev', {
+    'mdev.instance-leak': "The parent's driver is not told of the end of a mediated device.",
+    'mdev.remove-open-device': 'A mediated device ends while its user has it open.',
+    'mdev.uuid-unique-per-parent': 'Two parents have mediated devices of one UUID.',
+  }),
   ...of('devices/dsa', {
     'dsa.completion-before-data': 'The completion record is written before the data.',
     'dsa.drain-returns-early': 'Drain and disable commands complete while descriptors are in progress.',
@@ -88,9 +111,23 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'dsa.ignore-abort': 'Descriptors in progress go on after an abort.',
     'dsa.ignore-threshold': 'A limited portal accepts descriptors beyond the threshold.',
     'idxd.exit-without-abort': 'The driver’s mm_exit returns without stopping the device.',
+    'idxd.unpin-before-completion': 'The driver gives pages back while the device works on them.',
+    'vdsa.guest-pasid-trusted': 'A mediated device uses the PASID that its user names.',
+    'vdsa.portal-stays-mapped': 'Who has closed a mediated device still reaches the portal of its queue.',
+    'vdsa.posted-to-shared': 'Plain stores pass through to a shared portal.',
   }),
   ...of('devices/edu', {
     'edu.ignore-dma-mask': 'Addresses beyond the DMA mask are not truncated.',
+  }),
+  ...of('devices/mtty', {
+    'mtty.lose-dirty': 'The log of what the device writes stays empty.',
+    'mtty.never-unpin': "Transfers keep their user's pages, also when told of an unmap.",
+    'mtty.pin-leak': 'Each transfer leaves a page pinned.',
+  }),
+  ...of('guest', {
+    'kvm.enqcmd-untranslated': "What a guest enqueues leaves with the guest's PASID.",
+    'kvm.stale-translation': "Guest-physical addresses lead where the VMM's memory was.",
+    'vmm.map-wrong-slot': "Devices find the first block of a guest's memory in place of every other.",
   }),
 ]);
 

@@ -8,7 +8,7 @@ import { X86_64 } from '../host/page-table/x86-64.js';
 import { ACCESS_READ, NO_PASID } from '../host/pci/dma-port.js';
 import type { Mm } from '../host/mm/mm.js';
 import type { PhysicalMemory } from '../sim/memory.js';
-import type { Inspectable, WalkReport, WalkReportStep, WalkTarget } from './inspect.js';
+import { walk, type Inspectable, type WalkReport, type WalkReportStep, type WalkTarget } from './inspect.js';
 import type { Guest } from './guests/guest.js';
 import { unknownName } from './topology/problems.js';
 import { formatSize } from './topology/units.js';
@@ -16,9 +16,11 @@ import { formatSize } from './topology/units.js';
 /** A sentence when process, buffer or device are unknown, or the guest is not there. */
 export function walkGuest(machine: Inspectable, guest: Guest, deviceName: string | undefined, target: WalkTarget): WalkReport | string {
   const { world, vmm, process: vmmProcess } = guest;
-  if (world === undefined || vmm === undefined || vmmProcess === undefined || !guest.alive) return `guest ${guest.name} is ${guest.state} at this moment; --at names another`;
-  const program = typeof target.pasid === 'string' ? world.programs.get(target.pasid) : undefined;
-  if (program === undefined) return unknownName(`process of ${guest.name}`, String(target.pasid), [...world.programs.keys()]);
+  if (world === undefined || vmm === undefined || vmmProcess === undefined || !guest.alive || guest.state === 'starting') return `guest ${guest.name} is ${guest.state} at this moment; --at names another`;
+  if (typeof target.pasid !== 'string') return `in a guest the part in the middle is a process, such as ${guest.name}/${[...world.programs.keys()][0] ?? 'app'}/…; its devices' PASIDs are the host's`;
+  const program = world.programs.get(target.pasid);
+  if (program === undefined) return unknownName(`process of ${guest.name}`, target.pasid, [...world.programs.keys()]);
+  if (program.exited) return `process ${program.name} of ${guest.name} has ended at this moment; --at names another`;
   const device = guest.deviceFor(deviceName);
   if (typeof device === 'string') return device;
   let address: bigint;
@@ -45,10 +47,21 @@ export function walkGuest(machine: Inspectable, guest: Guest, deviceName: string
   });
   const hpa = tableSteps(steps, 'VMM', 'VMM virtual → host-physical', vmmProcess.mm.memory, vmmProcess.mm, hva);
   if (hpa === undefined) return report({ text: 'the VMM has no page there yet' });
-  if (device.sourceId === undefined) return report({ physical: BigInt(hpa), read: true, write: true, text: 'the parent pins pages one by one' });
+  if (device.sourceId === undefined) {
+    steps.push({ stage: 'as the device goes', what: 'pinned on demand', level: 0, address: gpa, qwords: [], text: 'no IOMMU: the parent pins this page in the container of the VMM for each transfer' });
+    return report({ physical: BigInt(hpa), read: true, write: true });
+  }
   const { page, steps: own, ...rest } = machine.explainWalk(device.sourceId, device.pasid, Math.floor(gpa / 4096), ACCESS_READ);
   for (const step of own) steps.push({ ...step, stage: `IOVA 0x${gpa.toString(16)} → host-physical, as the device goes (PASID ${device.pasid === NO_PASID ? 'none' : device.pasid})` });
   return report({ ...rest, physical: page === undefined ? undefined : BigInt(page) * 4096n + BigInt(gpa % 4096) });
+}
+
+/** An I/O virtual address of a mediated device: its parent's requests, under the PASID of its aux domain. A sentence when there is none at this moment. */
+export function walkMdev(machine: Inspectable, mdev: { readonly name: string; readonly parent: string; readonly pasid: number | undefined }, target: WalkTarget): WalkReport | string {
+  const { name, parent, pasid } = mdev;
+  if (target.pasid !== undefined || typeof target.address !== 'bigint') return `a mediated device has one PASID, its aux domain's: ${name}/-/0x… walks an I/O virtual address`;
+  if (pasid === undefined) return `${name} has no aux domain at this moment: nobody has it open in a container; --at names another`;
+  return walk(machine, { device: parent, pasid, address: target.address });
 }
 
 /** Adds the entries of an x86-64 walk; the physical address at its end. */

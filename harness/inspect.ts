@@ -38,7 +38,8 @@ export interface WalkReport {
 
 /**
  * `DEVICE/PASID/ADDRESS`: PASID a number, a process name or `-`; ADDRESS 0x…, or a buffer of that process with `+offset`.
- * In a guest `GUEST/PROCESS/ADDRESS`, or `GUEST:DEVICE/PROCESS/ADDRESS` to name one of its devices. A sentence when it is none.
+ * In a guest `GUEST/PROCESS/ADDRESS`, or `GUEST:DEVICE/PROCESS/ADDRESS` to name one of its devices; `MDEV/-/ADDRESS` for a
+ * mediated device. A sentence when it is none.
  */
 export function parseWalkTarget(text: string): WalkTarget | string {
   const parts = text.split('/');

@@ -28,10 +28,11 @@ export interface MachineState {
 export function stateOf(machine: Machine, records = 12): MachineState {
   const { clock, trace, scenario, host } = machine;
   const steps = new Map([...scenario.programs.values()].map((program) => [program.task, program.current]));
-  const kernels = [{ prefix: '', scheduler: host.scheduler }, ...[...scenario.guests.values()].flatMap(({ name, scheduler }) => (scheduler === undefined ? [] : [{ prefix: `${name}/`, scheduler }]))];
-  const named = (prefix: string, name: string): string => (name.startsWith(prefix) ? name : `${prefix}${name}`);
-  const tasks = kernels.flatMap(({ prefix, scheduler }) => scheduler.live().map((task): TaskState => ({
-    name: named(prefix, task.name), state: task.state as TaskState['state'], daemon: task.daemon, step: steps.get(task as Task) ?? '',
+  const kernels = [{ guest: '', scheduler: host.scheduler }, ...[...scenario.guests.values()].flatMap(({ name, scheduler }) => (scheduler === undefined ? [] : [{ guest: name, scheduler }]))];
+  // what is a path in the guest reads as a path on another machine does: vm0:/dev/dsa/wq0.0
+  const named = (guest: string, name: string): string => (guest === '' || name.startsWith(`${guest}/`) || name.startsWith(`${guest}:`) ? name : name.startsWith('/') ? `${guest}:${name}` : `${guest}/${name}`);
+  const tasks = kernels.flatMap(({ guest, scheduler }) => scheduler.live().map((task): TaskState => ({
+    name: named(guest, task.name), state: task.state as TaskState['state'], daemon: task.daemon, step: steps.get(task as Task) ?? '',
     waitsFor: task.blockedOn?.describe() ?? '', holds: task.heldLocks.map((lock) => lock.name),
   })));
   return { timeNs: clock.now, event: clock.events, tasks, records: tailOfTrace(trace, records) };

@@ -2,6 +2,8 @@
  * A simulated machine: composed from a topology, booted, run, looked at. Everything inside is synchronous; the
  * asynchronous methods of `createMachine`'s result exist for the look of it at the edge.
  */
+import { guestTraceKinds } from '../guest/trace-kinds.js';
+import { logText } from '../host/kernel-log.js';
 import { lspci, type LspciOptions } from '../host/pci/kernel/lspci/lspci.js';
 import { NO_PASID } from '../host/pci/dma-port.js';
 import { SimulatorBug } from '../sim/assert.js';
@@ -18,7 +20,7 @@ import { composeHost, type Host } from './compose/host.js';
 import type { UnitRegisters } from './compose/settings.js';
 import { checkDefects } from './defects.js';
 import { unmetExpectations } from './expectations.js';
-import { walkGuest } from './inspect-guest.js';
+import { walkGuest, walkMdev } from './inspect-guest.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
 import type { VectorRecorder } from './replay/record.js';
 import { LimitReached } from './limit-reached.js';
@@ -82,6 +84,7 @@ export class Machine implements Inspectable {
       ...(options.unitRegisters === undefined ? {} : { unitRegisters: options.unitRegisters }),
       ...(options.recorder === undefined ? {} : { recorder: options.recorder }),
     });
+    if (topology.guests.length > 0) guestTraceKinds(this.trace);
     this.scenario = new Scenario(this.host, options.directory ?? loaded.directory);
     this.checkers = new CheckerSet(this.trace, watch ? standardCheckers(this.host) : []);
   }
@@ -238,9 +241,12 @@ export class Machine implements Inspectable {
     };
   }
 
-  /** Kernel log lines as dmesg prints them; boot has negative times. */
+  /** Lines of every kernel's log by time, as dmesg prints them; the host's boot has negative times. A guest's lines start with its name in brackets. */
   dmesg(): string[] {
-    return this.host.log.lines.map(({ timeNs, text }) => `[${(timeNs / 1e9).toFixed(6).padStart(12)}] ${text}`);
+    const guests = [...this.scenario.guests.values()].flatMap(({ name, logs }) => logs.flatMap(({ lines }) => lines.map((line) => ({ line, prefix: `[${name}] ` }))));
+    const all = [...this.host.log.lines.map((line) => ({ line, prefix: '' })), ...guests];
+    if (guests.length > 0) all.sort((a, b) => a.line.timeNs - b.line.timeNs);
+    return all.map(({ line, prefix }) => `${prefix}${logText(line)}`);
   }
 
   lspci(options: LspciOptions = {}): string {
@@ -262,13 +268,19 @@ export class Machine implements Inspectable {
   walk(target: WalkTarget): WalkReport | string {
     const [name, device] = target.device.split(':', 2) as [string, string | undefined];
     const guest = device?.includes(':') === true ? undefined : this.scenario.guests.get(name);
-    return guest === undefined ? walk(this, target) : walkGuest(this, guest, device, target);
+    if (guest !== undefined) return walkGuest(this, guest, device, target);
+    const mdev = this.loaded.topology.mdevs.find((candidate) => candidate.name === target.device || candidate.uuid === target.device.toLowerCase());
+    if (mdev === undefined) return walk(this, target);
+    const { passthrough } = this.host;
+    const started = passthrough.mdevs.find(mdev.uuid);
+    return walkMdev(this, { name: target.device, parent: mdev.parent, pasid: started === undefined ? undefined : passthrough.vfio.pasidOf(started) }, target);
   }
 
   // --- Inspectable ---
 
   get deviceNames(): string[] {
-    return this.host.devices.models.map((model) => model.name);
+    const { guests, mdevs } = this.loaded.topology;
+    return [...this.host.devices.models.map((model) => model.name), ...mdevs.map(({ name, uuid }) => name ?? uuid), ...guests.map(({ name }) => name)];
   }
 
   sourceIdOf(device: string): number | undefined {
@@ -276,11 +288,11 @@ export class Machine implements Inspectable {
   }
 
   get processNames(): string[] {
-    return [...this.scenario.programs.keys()];
+    return [...this.scenario.world.programs.keys()];
   }
 
   pasidOf(process: string): number | undefined {
-    const program = this.scenario.programs.get(process);
+    const program = this.scenario.world.programs.get(process);
     for (const device of this.host.pci.devices) {
       const pasid = program === undefined ? NO_PASID : this.host.core.svaGetPasid(device, program.process.mm);
       if (pasid > 0 && pasid < 2 ** 20) return pasid;
@@ -289,7 +301,7 @@ export class Machine implements Inspectable {
   }
 
   bufferAddress(process: string, buffer: string): number | undefined {
-    return this.scenario.programs.get(process)?.addressOf(buffer);
+    return this.scenario.world.programs.get(process)?.addressOf(buffer);
   }
 
   explainWalk(sourceId: number, pasid: number, page: number, access: number): ReturnType<Inspectable['explainWalk']> {

@@ -65,6 +65,8 @@ export class InterruptController implements InterruptSink {
   private readonly messages: Channel<InterruptMessage>;
   /** Index is destination × 256 + vector, so that many devices fit. */
   private readonly handlers: (Handler | undefined)[] = [];
+  /** Below it nothing is free. */
+  private firstFree = FIRST_VECTOR;
   private readonly lines: InterruptLines;
   private readonly cpus: number;
   private readonly trace: Trace | undefined;
@@ -102,11 +104,12 @@ export class InterruptController implements InterruptSink {
 
   /** Registers a handler and returns what to program into the device. ENOSPC without a free vector. */
   request(name: string, handler: () => void): IrqVector {
-    for (let destination = 0; destination < this.cpus; destination++) {
-      for (let vector = FIRST_VECTOR; vector < 256; vector++) {
-        if (this.handlers[destination * 256 + vector] === undefined) return this.register(destination, vector, name, handler);
-      }
+    for (let slot = this.firstFree; slot < this.cpus * 256; slot++) {
+      if ((slot & 0xff) < FIRST_VECTOR || this.handlers[slot] !== undefined) continue;
+      this.firstFree = slot + 1;
+      return this.register(slot >> 8, slot & 0xff, name, handler);
     }
+    this.firstFree = this.cpus * 256;
     throw new Errno('ENOSPC', `no interrupt vector left for ${name}`);
   }
 
@@ -117,7 +120,7 @@ export class InterruptController implements InterruptSink {
    */
   requestBlock(name: string, handlers: readonly (() => void)[]): IrqVector[] {
     const size = 2 ** Math.ceil(Math.log2(handlers.length));
-    for (let destination = 0; destination < this.cpus; destination++) {
+    for (let destination = this.firstFree >> 8; destination < this.cpus; destination++) {
       for (let first = Math.ceil(FIRST_VECTOR / size) * size; first + size <= 256; first += size) {
         if (!this.isFree(destination * 256 + first, size)) continue;
         return Array.from({ length: size }, (_, i) => this.register(destination, first + i, handlers.length === 1 ? name : `${name}-${i}`, handlers[i] ?? (() => this.spurious++)));
@@ -127,7 +130,9 @@ export class InterruptController implements InterruptSink {
   }
 
   free(vector: IrqVector): void {
-    this.handlers[((vector.address >>> 12) & 0xff) * 256 + vector.vector] = undefined;
+    const slot = ((vector.address >>> 12) & 0xff) * 256 + vector.vector;
+    this.handlers[slot] = undefined;
+    this.firstFree = Math.min(this.firstFree, slot);
   }
 
   // ---- level-triggered lines

@@ -9,6 +9,11 @@ export interface LogLine {
   readonly text: string;
 }
 
+/** A line as dmesg prints it, with seconds. */
+export function logText({ timeNs, text }: LogLine): string {
+  return `[${(timeNs / 1e9).toFixed(6).padStart(12)}] ${text}`;
+}
+
 export class KernelLog {
   readonly lines: LogLine[] = [];
   /** Lines that a rate limit swallowed. */

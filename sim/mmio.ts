@@ -3,6 +3,7 @@
  * half and leaves the high half in `high`.
  */
 import { toU64, loOf, hiOf } from './address.js';
+import { load32 } from './little-endian.js';
 
 export type AccessSize = 1 | 2 | 4 | 8;
 
@@ -37,8 +38,7 @@ export abstract class PlainMmio implements Mmio {
   abstract write(offset: number, size: AccessSize, lo: number, hi?: number): void;
 
   write64(offset: number, bytes: Uint8Array): void {
-    const view = new DataView(bytes.buffer, bytes.byteOffset, 64);
-    for (let i = 0; i < 64; i += 8) this.write(offset + i, 8, view.getUint32(i, true), view.getUint32(i + 4, true));
+    for (let i = 0; i < 64; i += 8) this.write(offset + i, 8, load32(bytes, i), load32(bytes, i + 4));
   }
 
   enqueue64(_offset: number, _bytes: Uint8Array): EnqueueResult {

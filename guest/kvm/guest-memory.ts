@@ -15,7 +15,7 @@
 import { assert } from '../../sim/assert.js';
 import type { PhysicalMemory } from '../../sim/memory.js';
 import type { Steps } from '../../sim/task.js';
-import type { Trace, TraceKind } from '../../sim/trace.js';
+import type { Trace } from '../../sim/trace.js';
 import type { AddressSpace, FaultOutcome, MmNotifier } from '../../host/mm/address-space.js';
 import { faultNow } from '../../host/mm/faults.js';
 import { leafPhysical } from '../../host/mm/mm-core.js';
@@ -23,6 +23,7 @@ import type { Mm } from '../../host/mm/mm.js';
 import { pagesOfLevel } from '../../host/page-table/format.js';
 import { X86_D, X86_P, X86_RW, X86_US } from '../../host/page-table/x86-64.js';
 import { ACCESS_READ, ACCESS_WRITE } from '../../host/pci/dma-port.js';
+import { guestTraceKinds, type GuestTraceKinds } from '../trace-kinds.js';
 import { MemorySlots, type MemorySlot, type UserMemoryRegion } from './memory-slots.js';
 
 export interface GuestMemoryOptions {
@@ -72,8 +73,7 @@ export class GuestMemory implements PhysicalMemory, MmNotifier {
   private readonly mm: Mm;
   private readonly trace: Trace | undefined;
   private readonly vm: number;
-  private readonly faultKind: TraceKind | undefined;
-  private readonly unmapKind: TraceKind | undefined;
+  private readonly kinds: GuestTraceKinds | undefined;
   private readonly onFailure: ((failure: GuestFault) => void) | undefined;
   private readonly onGone: (() => void) | undefined;
   private readonly stall: () => () => void;
@@ -93,8 +93,7 @@ export class GuestMemory implements PhysicalMemory, MmNotifier {
     this.mm = options.mm;
     this.trace = options.trace;
     this.vm = options.vm ?? 0;
-    this.faultKind = options.trace?.define('kvm:page_fault', [['vm', 'str'], ['gpa', 'page'], ['hva', 'page'], ['hpa', 'page'], ['write', 'bool']]);
-    this.unmapKind = options.trace?.define('kvm:unmap_hva_range', [['vm', 'str'], ['start', 'page'], ['end', 'page']]);
+    this.kinds = options.trace === undefined ? undefined : guestTraceKinds(options.trace);
     this.onFailure = options.onFailure;
     this.onGone = options.onGone;
     this.stall = options.stall ?? (() => () => {});
@@ -219,7 +218,7 @@ export class GuestMemory implements PhysicalMemory, MmNotifier {
 
   // oxlint-disable-next-line require-yield -- forgetting takes no time
   *invalidateRange(_mm: AddressSpace, start: number, end: number): Steps {
-    if (this.unmapKind !== undefined) this.trace!.record(this.unmapKind, 0, this.vm, start / 4096, end / 4096);
+    if (this.kinds !== undefined) this.trace!.record(this.kinds.unmapHvaRange, 0, this.vm, start / 4096, end / 4096);
     if (this.stale) return;
     for (const slot of this.slots.list) {
       const first = Math.max(start, slot.userspaceAddr), last = Math.min(end, slot.userspaceAddr + slot.pages * 4096);
@@ -297,7 +296,7 @@ export class GuestMemory implements PhysicalMemory, MmNotifier {
       if (tables.find(hva / 4096) && (tables.lo & required) === required) {
         const inside = (hva / 4096) % pagesOfLevel(tables.level);
         const frame = leafPhysical(tables.lo, tables.hi, tables.level) / 4096 + inside;
-        if (this.faultKind !== undefined) this.trace!.record(this.faultKind, 0, this.vm, slot.start / 4096 + page, hva / 4096, frame, write ? 1 : 0);
+        if (this.kinds !== undefined) this.trace!.record(this.kinds.pageFault, 0, this.vm, slot.start / 4096 + page, hva / 4096, frame, write ? 1 : 0);
         return slot.remember(page, frame, write);
       }
       const outcome = faultNow(mm, hva, write ? ACCESS_WRITE : ACCESS_READ, this.stall);

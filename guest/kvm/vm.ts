@@ -8,12 +8,13 @@
 import { Errno } from '../../sim/errno.js';
 import type { PhysicalMemory } from '../../sim/memory.js';
 import type { Steps } from '../../sim/task.js';
-import type { Trace, TraceKind } from '../../sim/trace.js';
+import type { Trace } from '../../sim/trace.js';
 import type { EventFd } from '../../host/eventfd.js';
 import type { FrameSource } from '../../host/frame-source.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { OpenFile, Process } from '../../host/process.js';
 import type { GuestClock } from '../clock.js';
+import { guestTraceKinds, type GuestTraceKinds } from '../trace-kinds.js';
 import { GuestMemory, type GuestFault, type GuestTranslation } from './guest-memory.js';
 import type { UserMemoryRegion } from './memory-slots.js';
 import { PasidTranslation } from './pasid-translation.js';
@@ -60,9 +61,7 @@ export class Vm implements OpenFile, EnqueueTranslation {
   enqcmdExits = 0;
   private readonly options: VmOptions;
   private readonly id: number;
-  private readonly exitKind: TraceKind | undefined;
-  private readonly irqKind: TraceKind | undefined;
-  private readonly slotKind: TraceKind | undefined;
+  private readonly kinds: GuestTraceKinds | undefined;
   private irqfds: readonly Irqfd[] = [];
 
   /** EINVAL number of virtual CPUs, ESRCH the VMM is ending, ENOMEM. */
@@ -74,9 +73,7 @@ export class Vm implements OpenFile, EnqueueTranslation {
     this.name = `kvm-vm ${options.name}`;
     this.vcpus = options.vcpus;
     this.id = trace?.intern(options.name) ?? 0;
-    this.exitKind = trace?.define('kvm:enqcmd_exit', [['vm', 'str'], ['pasid', 'dec'], ['reason', 'dec']]);
-    this.irqKind = trace?.define('kvm:irqfd', [['vm', 'str'], ['eventfd', 'str']]);
-    this.slotKind = trace?.define('kvm:set_memory_region', [['vm', 'str'], ['slot', 'dec'], ['gpa', 'page'], ['pages', 'dec'], ['hva', 'page']]);
+    this.kinds = trace === undefined ? undefined : guestTraceKinds(trace);
     this.pasids = new PasidTranslation(options.memory, options.frames);
     this.memory = new GuestMemory({
       host: options.memory, mm: process.mm, trace, vm: this.id, onGone: () => this.stop(), stall: () => options.clock.hold(), onFailure: (failure) => this.fail(failure),
@@ -87,8 +84,8 @@ export class Vm implements OpenFile, EnqueueTranslation {
   /** KVM_SET_USER_MEMORY_REGION; refusals as `MemorySlots.set`. */
   setUserMemoryRegion(region: UserMemoryRegion): void {
     this.memory.setSlot(region);
-    if (this.slotKind !== undefined) {
-      this.options.trace!.record(this.slotKind, 0, this.id, region.slot, region.guestPhysAddr / 4096, region.memorySize / 4096, region.userspaceAddr / 4096);
+    if (this.kinds !== undefined) {
+      this.options.trace!.record(this.kinds.setMemoryRegion, 0, this.id, region.slot, region.guestPhysAddr / 4096, region.memorySize / 4096, region.userspaceAddr / 4096);
     }
   }
 
@@ -105,7 +102,7 @@ export class Vm implements OpenFile, EnqueueTranslation {
     const take = (): void => {
       eventfd.read();
       this.injections++;
-      if (this.irqKind !== undefined) this.options.trace!.record(this.irqKind, 0, this.id, this.options.trace!.intern(eventfd.name));
+      if (this.kinds !== undefined) this.options.trace!.record(this.kinds.irqfd, 0, this.id, this.options.trace!.intern(eventfd.name));
       deliver();
     };
     const irqfd = { eventfd, end: eventfd.listen(take) };
@@ -133,7 +130,7 @@ export class Vm implements OpenFile, EnqueueTranslation {
 
   enqcmdExit(guestPasid: number, reason: number): void {
     this.enqcmdExits++;
-    if (this.exitKind !== undefined) this.options.trace!.record(this.exitKind, 0, this.id, guestPasid, reason);
+    if (this.kinds !== undefined) this.options.trace!.record(this.kinds.enqcmdExit, 0, this.id, guestPasid, reason);
   }
 
   /** Registers of a device as this machine's virtual CPUs reach them. */

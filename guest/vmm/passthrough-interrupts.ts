@@ -17,6 +17,7 @@ import { PCI_INTERRUPT_PIN } from '../../host/pci/spec/index.js';
 import type { DeviceHandle } from '../../vfio/client/index.js';
 import { PCI_INTX_IRQ, PCI_MSI_IRQ, PCI_MSIX_IRQ } from '../../vfio/device.js';
 import type { Vm } from '../kvm/vm.js';
+import { guestTraceKinds } from '../trace-kinds.js';
 import type { VmmCounters } from './counters.js';
 import { tolerant } from './undo.js';
 import type { VmmWork } from './work.js';
@@ -55,7 +56,7 @@ export class PassthroughInterrupts {
 
   constructor(options: PassthroughInterruptsOptions) {
     this.options = options;
-    this.kind = options.trace?.define('vmm:interrupts', [['device', 'str'], ['mode', 'str'], ['vectors', 'dec']]);
+    this.kind = options.trace === undefined ? undefined : guestTraceKinds(options.trace).interrupts;
   }
 
   /** Vectors wired now. */

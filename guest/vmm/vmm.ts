@@ -14,7 +14,7 @@ import type { Clock } from '../../sim/clock.js';
 import { Errno, isErrno } from '../../sim/errno.js';
 import type { MemoryRange, PhysicalMemory } from '../../sim/memory.js';
 import type { Scheduler, Steps } from '../../sim/task.js';
-import type { Trace, TraceKind } from '../../sim/trace.js';
+import type { Trace } from '../../sim/trace.js';
 import type { FrameSource } from '../../host/frame-source.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
@@ -25,6 +25,7 @@ import type { Vfio } from '../../vfio/core/vfio.js';
 import { GuestClock } from '../clock.js';
 import type { GuestMemory, GuestTranslation } from '../kvm/guest-memory.js';
 import { Vm } from '../kvm/vm.js';
+import { guestTraceKinds, type GuestTraceKinds } from '../trace-kinds.js';
 import { VmmCounters } from './counters.js';
 import { PassthroughDevice, type VfioDeviceOptions } from './passthrough-device.js';
 import { GuestRam, type HugePages, type RamBlock } from './ram.js';
@@ -79,9 +80,7 @@ export class Vmm {
   readonly clock: GuestClock;
   readonly counters = new VmmCounters();
   private readonly options: VmmOptions;
-  private readonly stateKind: TraceKind | undefined;
-  private readonly ejectKind: TraceKind | undefined;
-  private readonly balloonKind: TraceKind | undefined;
+  private readonly kinds: GuestTraceKinds | undefined;
   private readonly work: VmmWork;
   private off = false;
   private machine: { readonly vm: Vm; readonly fd: number; readonly ram: GuestRam; readonly groups: VfioGroups | undefined } | undefined;
@@ -93,9 +92,7 @@ export class Vmm {
     this.name = options.name;
     this.clock = new GuestClock(options.clock);
     this.work = new VmmWork(options.name, options.scheduler, this.clock, options.log);
-    this.stateKind = trace?.define('vmm:state', [['guest', 'str'], ['state', 'str']]);
-    this.ejectKind = trace?.define('vmm:device_request', [['guest', 'str'], ['device', 'str'], ['answer', 'str']]);
-    this.balloonKind = trace?.define('vmm:balloon', [['guest', 'str'], ['target', 'dec'], ['pages', 'dec']]);
+    this.kinds = trace === undefined ? undefined : guestTraceKinds(trace);
   }
 
   get state(): VmmState {
@@ -393,7 +390,7 @@ export class Vmm {
     }
     if (change > 0) yield* ram.inflate(pages);
     else ram.deflate(pages);
-    if (this.balloonKind !== undefined) this.options.trace!.record(this.balloonKind, 0, this.options.trace!.intern(this.name), targetBytes, pages.length);
+    if (this.kinds !== undefined) this.options.trace!.record(this.kinds.balloon, 0, this.options.trace!.intern(this.name), targetBytes, pages.length);
   }
 
   private *askForPages(pages: number): Steps<readonly number[]> {
@@ -421,11 +418,11 @@ export class Vmm {
 
   private record(state: string): void {
     const { trace } = this.options;
-    if (this.stateKind !== undefined) trace!.record(this.stateKind, 0, trace!.intern(this.name), trace!.intern(state));
+    if (this.kinds !== undefined) trace!.record(this.kinds.state, 0, trace!.intern(this.name), trace!.intern(state));
   }
 
   private recordEject(device: string, answer: string): void {
     const { trace } = this.options;
-    if (this.ejectKind !== undefined) trace!.record(this.ejectKind, 0, trace!.intern(this.name), trace!.intern(device), trace!.intern(answer));
+    if (this.kinds !== undefined) trace!.record(this.kinds.deviceRequest, 0, trace!.intern(this.name), trace!.intern(device), trace!.intern(answer));
   }
 }

@@ -47,9 +47,15 @@ export class Passthrough {
   readonly sysfs: MdevSysfs;
   readonly mttyParents: readonly MttyParent[];
   private readonly parts: PassthroughParts;
+  private readonly byName = new Map<string, MdevTopology>();
+  private readonly byUuid = new Map<string, MdevTopology>();
 
   constructor(parts: PassthroughParts) {
     this.parts = parts;
+    for (const mdev of parts.topology.mdevs) {
+      if (mdev.name !== undefined) this.byName.set(mdev.name, mdev);
+      this.byUuid.set(mdev.uuid, mdev);
+    }
     this.vfio = parts.vfio;
     this.type1 = parts.type1;
     this.vfioPci = parts.vfioPci;
@@ -65,7 +71,7 @@ export class Passthrough {
 
   /** What the topology says about a mediated device, by name or UUID. ENOENT. */
   definition(reference: string): MdevTopology {
-    const found = this.parts.topology.mdevs.find(({ name, uuid }) => name === reference || uuid === reference.toLowerCase());
+    const found = this.byName.get(reference) ?? this.byUuid.get(reference.toLowerCase());
     if (found === undefined) throw new Errno('ENOENT', `no mediated device "${reference}" is defined`);
     return found;
   }

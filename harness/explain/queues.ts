@@ -7,7 +7,7 @@ import { qwordsOf, wordsOf } from '../../sim/layout.js';
 import type { PhysicalMemory } from '../../sim/memory.js';
 import { deviceTlbPages } from '../../iommu/intel-vtd/hardware/invalidation-queue.js';
 import {
-  CONTEXT_CACHE_INVALIDATE, DESCRIPTOR, DESCRIPTOR_LAYOUTS, DEVICE_TLB_INVALIDATE, INVALIDATION_WAIT, IOTLB_INVALIDATE, PAGE_GROUP_RESPONSE, PAGE_REQUEST,
+  CONTEXT_CACHE_INVALIDATE, DESCRIPTOR, DESCRIPTOR_LAYOUTS, DEVICE_TLB_INVALIDATE, INTERRUPT_ENTRY_CACHE_INVALIDATE, INVALIDATION_WAIT, IOTLB_INVALIDATE, PAGE_GROUP_RESPONSE, PAGE_REQUEST,
   PAGE_REQUEST_BYTES, PAGE_REQUEST_TYPE, PASID_CACHE_INVALIDATE, PASID_DEVICE_TLB_INVALIDATE, PASID_IOTLB_INVALIDATE, RESP_FAILURE, RESP_INVALID, RESP_SUCCESS,
 } from '../../iommu/intel-vtd/spec/descriptors.js';
 import { IQA, IQEI_TEXT, IQERCD, PQA, FSTS_IQE, FSTS_ITE, PRS_PRO } from '../../iommu/intel-vtd/spec/registers.js';
@@ -172,7 +172,11 @@ const SENTENCES: Readonly<Record<number, Sentence>> = {
     const { SID, PASID, S, ADDR, G } = PASID_DEVICE_TLB_INVALIDATE.f;
     return `device TLB of ${bdfText(SID.get(w))} for PASID ${PASID.get(w)}: ${deviceRange(w, page(w, ADDR), S.get(w) === 1)}${G.get(w) === 1 ? ', of every PASID' : ''}`;
   },
-  [DESCRIPTOR.INTERRUPT_ENTRY_CACHE]: () => 'interrupt entry cache',
+  [DESCRIPTOR.INTERRUPT_ENTRY_CACHE](w) {
+    const { G, IM, IIDX } = INTERRUPT_ENTRY_CACHE_INVALIDATE.f;
+    const entries = 2 ** IM.get(w), index = IIDX.get(w) - (IIDX.get(w) % entries);
+    return `interrupt entry cache: ${G.get(w) === 0 ? 'all' : entries === 1 ? `entry ${index}` : `${entries} entries from ${index} on`}`;
+  },
   [DESCRIPTOR.WAIT](w) {
     const { IF, SW, FN, PD, SDATA, SADDR } = INVALIDATION_WAIT.f;
     const parts = [

@@ -3,6 +3,7 @@
  * processes. States: off → starting → running ⇄ paused → off; refused when the host lacks something; killed when the VMM died.
  */
 import { NO_PASID } from '../../host/pci/dma-port.js';
+import type { KernelLog } from '../../host/kernel-log.js';
 import type { Process } from '../../host/process.js';
 import { GuestBalloon } from '../../guest/balloon.js';
 import { Vmm } from '../../guest/vmm/vmm.js';
@@ -42,6 +43,8 @@ export class Guest {
   process: Process | undefined;
   vmm: Vmm | undefined;
   kernel: Kernel | undefined;
+  /** Of every kernel that it has run, in order. */
+  readonly logs: KernelLog[] = [];
   world: KernelWorld | undefined;
   /** Programs of this boot and earlier ones. */
   readonly allPrograms: Program[] = [];
@@ -125,6 +128,7 @@ export class Guest {
     this.boots++;
     this.disconnect = vmm.connectInterrupts(kernel.interrupts);
     this.kernel = kernel;
+    this.logs.push(kernel.log);
     this.ballooning = new GuestBalloon(kernel.frames);
     this.world = new KernelWorld(scenario, kernel, this.name, index);
     yield* this.onCpus('boot', boot(kernel));

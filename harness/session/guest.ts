@@ -1,4 +1,5 @@
 /** A guest that code drives: its life, its kernel's view, its processes, each call awaited. */
+import { logText } from '../../host/kernel-log.js';
 import { lspci, type LspciOptions } from '../../host/pci/kernel/lspci/lspci.js';
 import { Errno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
@@ -80,9 +81,9 @@ export class SimulatedGuest {
     return new SimulatedProcess(this.session, world.newProgram(name));
   }
 
-  /** Lines of the guest kernel's log. */
+  /** Lines of the log of the guest's kernel, also of one that has ended. */
   dmesg(): string[] {
-    return this.running().kernel.log.lines.map(({ timeNs, text }) => `[${(timeNs / 1e9).toFixed(6).padStart(12)}] ${text}`);
+    return (this.model.logs.at(-1)?.lines ?? []).map(logText);
   }
 
   /** What the guest sees on its bus. */

@@ -16,10 +16,12 @@ export function checkMdevs(topology: Topology, report: Report): void {
   host['mdev-parents'].forEach(({ name }, i) => {
     if (host.devices.some((device) => device.name === name)) report(['host', 'mdev-parents', i, 'name'], `"${name}" is taken by a device`);
   });
-  mdevs.forEach((mdev, i) => checkMdev(mdev, i, topology, report));
+  const taken = new Map<string, number>();
+  mdevs.forEach((mdev, i) => checkMdev(mdev, i, topology, taken, report));
 }
 
-function checkMdev(mdev: MdevTopology, i: number, { host, mdevs }: Topology, report: Report): void {
+/** @param taken instances that mediated devices before this one take, by parent and type */
+function checkMdev(mdev: MdevTopology, i: number, { host }: Topology, taken: Map<string, number>, report: Report): void {
   const parents = [...host.devices, ...host['mdev-parents']];
   const parent = parents.find(({ name }) => name === mdev.parent);
   if (parent === undefined) return report(['mdevs', i, 'parent'], unknownName('device', mdev.parent, parents.map(({ name }) => name)));
@@ -33,7 +35,8 @@ function checkMdev(mdev: MdevTopology, i: number, { host, mdevs }: Topology, rep
   if (host.iommu === undefined) report(['mdevs', i, 'parent'], `mediated devices of "${parent.name}" are isolated by auxiliary domains, which need host.iommu`);
   else if (!parent.siov) report(['mdevs', i, 'parent'], `mediated devices of "${parent.name}" are isolated by auxiliary domains, which need siov: true on it`);
   else if (!host.iommu.scalable || !host.kernel['scalable-mode']) report(['mdevs', i, 'parent'], `mediated devices of "${parent.name}" are isolated by auxiliary domains, which need scalable mode of the IOMMU`);
-  const before = mdevs.slice(0, i).filter((other) => other.parent === mdev.parent && other.mdev_type === mdev.mdev_type && other.start === 'auto').length;
+  const kind = `${mdev.parent} ${mdev.mdev_type}`, before = taken.get(kind) ?? 0;
+  if (mdev.start === 'auto') taken.set(kind, before + 1);
   const instances = mode === 'dedicated' ? queues : parent['mdev-slots'];
   if (mdev.start === 'auto' && before >= instances) report(['mdevs', i, 'mdev_type'], `"${parent.name}" has ${instances} instance(s) of ${mdev.mdev_type}, and all are taken`);
 }
@@ -41,22 +44,33 @@ function checkMdev(mdev: MdevTopology, i: number, { host, mdevs }: Topology, rep
 export function checkGuests(topology: Topology, report: Report): void {
   const { guests, processes } = topology;
   unique(guests, ({ name }) => name, (i, first) => report(['guests', i, 'name'], `is taken by guests[${first}]`));
+  const ofHost = new Set(processes.map(({ name }) => name));
+  const references = mdevReferences(topology.mdevs);
   guests.forEach((guest, i) => {
-    if (processes.some(({ name }) => name === guest.name)) report(['guests', i, 'name'], `"${guest.name}" is taken by a process of the host`);
-    checkGuest(guest, i, topology, report);
+    if (ofHost.has(guest.name)) report(['guests', i, 'name'], `"${guest.name}" is taken by a process of the host`);
+    checkGuest(guest, i, topology, references, report);
   });
   checkExclusive(topology, report);
 }
 
-function checkGuest(guest: GuestTopology, i: number, { host, mdevs }: Topology, report: Report): void {
+/** Mediated devices by what a guest may call them: name or UUID. */
+function mdevReferences(mdevs: readonly MdevTopology[]): ReadonlyMap<string, MdevTopology> {
+  const references = new Map<string, MdevTopology>();
+  for (const mdev of mdevs) {
+    if (mdev.name !== undefined) references.set(mdev.name, mdev);
+    references.set(mdev.uuid, mdev);
+  }
+  return references;
+}
+
+function checkGuest(guest: GuestTopology, i: number, { host }: Topology, mdevs: ReadonlyMap<string, MdevTopology>, report: Report): void {
   const at = (...keys: PropertyKey[]): PropertyKey[] => ['guests', i, ...keys];
   if (guest.memory < MIN_GUEST_MEMORY) report(at('memory'), `${formatSize(guest.memory)} are too small; allowed: at least ${formatSize(MIN_GUEST_MEMORY)}`);
   const unit = guest['huge-pages'] === '1GiB' ? 2 ** 30 : guest['huge-pages'] === '2MiB' ? 2 ** 21 : 4096;
   if (guest.memory % unit !== 0) report(at('memory'), `${guest.memory} bytes are no whole number of ${formatSize(unit)} pages`);
-  const references = mdevs.flatMap(({ uuid, name }) => (name === undefined ? [uuid] : [name, uuid]));
   guest.devices.forEach((device, k) => {
     const { mdev } = device;
-    if (mdev !== undefined && !references.includes(mdev) && !references.includes(mdev.toLowerCase())) report(at('devices', k, 'mdev'), unknownName('mediated device', mdev, references));
+    if (mdev !== undefined && !mdevs.has(mdev) && !mdevs.has(mdev.toLowerCase())) report(at('devices', k, 'mdev'), unknownName('mediated device', mdev, [...mdevs.keys()]));
     const whole = device.host === undefined ? undefined : host.devices.find(({ name }) => name === device.host);
     if (device.host !== undefined && whole === undefined) report(at('devices', k, 'host'), unknownName('device', device.host, host.devices.map(({ name }) => name)));
     if (device['work-queues'] !== undefined && whole?.model !== 'dsa') report(at('devices', k, 'work-queues'), 'only a whole accelerator (host: a dsa) is set up by the guest');
@@ -69,19 +83,20 @@ function checkGuest(guest: GuestTopology, i: number, { host, mdevs }: Topology, 
   });
   const placed = guest.devices.flatMap(({ bdf }, k) => (bdf === undefined ? [] : [{ bdf: formatBdf(bdf), k }]));
   unique(placed, ({ bdf }) => bdf, (k, first) => report(at('devices', placed[k]!.k, 'bdf'), `is taken by devices[${placed[first]!.k}]`));
-  const names = guest.devices.map((device) => device.name ?? device.host ?? mdevs.find(({ uuid, name }) => name === device.mdev || uuid === device.mdev)?.name ?? device.mdev ?? '');
+  const names = guest.devices.map((device) => device.name ?? device.host ?? mdevs.get(device.mdev ?? '')?.name ?? device.mdev ?? '');
   unique(names, (name) => name, (k, first) => report(at('devices', k), `is called "${names[k]!}" like devices[${first}]; give it a name`));
 }
 
 /** A whole device is nobody's parent and not twice one guest's. Two guests may name it: the second is refused, or comes after the first has ended. */
 function checkExclusive({ guests, host, mdevs }: Topology, report: Report): void {
   const whole = new Map<string, string>();
+  const parents = new Set(mdevs.map(({ parent }) => parent));
   guests.forEach((guest, i) => guest.devices.forEach((device, k) => {
     if (device.host === undefined) return;
     const taken = whole.get(device.host);
     if (taken === guest.name) report(['guests', i, 'devices', k, 'host'], `"${device.host}" is this guest's already`);
     whole.set(device.host, guest.name);
-    if (mdevs.some(({ parent }) => parent === device.host)) report(['guests', i, 'devices', k, 'host'], `"${device.host}" is the parent of mediated devices, so nobody can have it as a whole`);
+    if (parents.has(device.host)) report(['guests', i, 'devices', k, 'host'], `"${device.host}" is the parent of mediated devices, so nobody can have it as a whole`);
     if (host.iommu === undefined) report(['guests', i, 'devices', k, 'host'], 'a whole device needs host.iommu: without it nothing isolates the guest');
   }));
 }

@@ -136,6 +136,8 @@ describe('lines from boot and drivers', () => {
     ['DMAR: [Firmware Bug]: Your BIOS is broken; bad RMRR [0x000000006f760000-0x000000006f762fff]', 'not page-aligned'],
     ['Your BIOS is broken; DMAR reported at address fed90000 returns all ones!', 'Nothing answers at 0xfed90000'],
     ['DMAR: Translation was enabled for dmar0 but we are not in kdump mode', 'turned it off'],
+    ['DMAR-IR: IRQ remapping was enabled on dmar0 but we are not in kdump mode', 'set the table up anew'],
+    ['DMAR-IR: Failed to setup irq remapping for dmar0', 'VFIO gives none away'],
     ['DMAR: Failed to copy translation tables from previous kernel for dmar0', 'empty tables'],
     ['DMAR: Intel-IOMMU force enabled due to platform opt in', 'DMA protection'],
     ['DMAR: IOMMU feature pgsel_inv inconsistent', 'no error'],

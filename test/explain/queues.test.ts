@@ -16,7 +16,9 @@ describe('invalidation descriptors in words (6.5.2)', () => {
     ['device TLB of 6a:01.0: all addresses', [0x0000_6a08_0000_0003n, 0x7fff_ffff_ffff_f001n]],
     ['device TLB of 6a:01.0 for PASID 1: page 0x1000', [0x0000_0001_6a08_0008n, 0x1000n]],
     ['device TLB of 6a:01.0 for PASID 1: 8 pages at 0x800000000000000', [0x0000_0001_6a08_0008n, 0x0800_0000_0000_3800n]],
-    ['interrupt entry cache', [0x4n, 0n]],
+    ['interrupt entry cache: all', [0x4n, 0n]],
+    ['interrupt entry cache: entry 7', [0x7_0000_0014n, 0n]],
+    ['interrupt entry cache: 4 entries from 4 on', [0x7_1000_0014n, 0n]],
     ['wait for everything before: write 2 to 0x102044', [0x0000_0002_0000_0025n, 0x10_2044n]],
     ['wait for everything before: write 2 to 0x102044, fence, drain page requests', [0x0000_0002_0000_00e5n, 0x10_2044n]],
     ['response to 6a:01.0 PASID 1, group 5: success', [0x0000_0001_6a08_0019n, 0xan << 2n]],
@@ -49,7 +51,7 @@ describe('queues of a stopped machine', () => {
 
   it('are read from head to tail, around the end of the ring', () => {
     const { invalidationQueue } = explainImage(memory, registers({ IQA: 0x5800n, IQH: 127n * 32n, IQT: 32n }));
-    expect(invalidationQueue).toMatchObject({ base: 0x5000, entryBytes: 32, length: 128, head: 127, tail: 1, pending: 2, problems: [], last: { index: 126, text: 'interrupt entry cache' } });
+    expect(invalidationQueue).toMatchObject({ base: 0x5000, entryBytes: 32, length: 128, head: 127, tail: 1, pending: 2, problems: [], last: { index: 126, text: 'interrupt entry cache: all' } });
     expect(invalidationQueue!.entries.map(({ index, text }) => [index, text])).toEqual([[127, 'context cache: all'], [0, 'wait for everything before: write 2 to 0x102044']]);
   });
 

@@ -135,6 +135,7 @@ export const NOT_IN_TRACES: readonly (readonly [ours: string, linux: string, why
   ['Every fault record is read and published; only the log is rate-limited.', 'Records are not read while the log is rate-limited.', 'A handler registered for the device hears of every fault (R3).'],
   ['After IQE the refused descriptor is looked for in the whole submission.', 'Only its first descriptor is looked at.', 'E40: the submission that held it fails, wherever it stood.'],
   ['After ITE the submission that held the device\'s invalidation is repeated, others are just submitted again.', 'Every submission whose wait was aborted is repeated.', 'A wait that completed does not prove that the device obeyed.'],
+  ['An entry of the interrupt remapping table is cleared at once and its invalidation posted; entry and vector are given to somebody else when it has been executed.', 'The invalidation is waited for under a spin lock.', 'Code that gives interrupts back does not sleep.'],
   ['Page responses that are ready at one instant share a wait.', 'Each response is submitted with a wait of its own.', 'Nothing depends on it, and the queue stays short.'],
 ];
 

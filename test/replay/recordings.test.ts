@@ -11,6 +11,7 @@ import type { ReplayReport } from '../../harness/replay/report.js';
 import { parseVector } from '../../harness/replay/vector-read.js';
 import { replayVector } from '../../harness/replay/vector-replay.js';
 import { loadTopology } from '../../harness/topology/load.js';
+import type { Topology } from '../../harness/topology/schema.js';
 import { DEFAULT_TIMING, Timing } from '../../host/timing.js';
 import { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
 import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
@@ -21,8 +22,12 @@ import { Random } from '../../sim/random.js';
 import { Trace } from '../../sim/trace.js';
 
 const CONFIGS = fileURLToPath(new URL('../../configs/', import.meta.url));
-/** Those with an IOMMU. */
-const FILES = readdirSync(CONFIGS).filter((file) => file.endsWith('.yaml') && loadTopology(CONFIGS + file).topology.host.iommu !== undefined);
+/** Those with an IOMMU and a device behind it. */
+const FILES = readdirSync(CONFIGS).filter((file) => file.endsWith('.yaml') && translates(loadTopology(CONFIGS + file).topology.host));
+
+function translates({ iommu, devices }: Topology['host']): boolean {
+  return iommu !== undefined && devices.length > 0;
+}
 
 interface Recording {
   readonly format: string;
@@ -81,6 +86,7 @@ describe('a recording agrees with the model that made it', () => {
     const { steps } = JSON.parse(record('quickstart.yaml')) as Recording;
     const requests = steps.filter(({ op }) => op === 'pageRequest');
     expect(requests.length).toBeGreaterThanOrEqual(514);
+    expect(checks['interrupt requests']).toBe(steps.filter(({ op }) => op === 'interruptRequest').length);
     expect(checks['page responses']).toBe(requests.filter(({ last }) => last === true).length);
     expect(steps.every(({ op, t }) => op === 'mem' || op === 'delay' || typeof t === 'number')).toBe(true);
   });
@@ -146,6 +152,7 @@ describe('what is changed in a recording shows', () => {
 
   it.each([
     ['where a DMA went', 'dma', (step: Record<string, unknown>) => { step['expect'] = { pa: '0x1000' }; }],
+    ['where an interrupt of a device went', 'interruptRequest', (step: Record<string, unknown>) => { step['expect'] = { fault: true }; }],
     ['what a translation request was answered', 'translate', (step: Record<string, unknown>) => { step['expect'] = { status: 'UR' }; }],
     ['a register value', 'mmioRead', (step: Record<string, unknown>) => { step['expect'] = '0x12'; }],
     ['bytes that hardware wrote', 'memExpect', (step: Record<string, unknown>) => { step['hex'] = 'ee'.repeat(String(step['hex']).length / 2); }],

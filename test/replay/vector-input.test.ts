@@ -53,6 +53,8 @@ describe('steps of a vector', () => {
     [{ op: 'mmioRead', offset: '0x34', size: 3, expect: '0x0' }, 'v.json: step 1 (mmioRead): size: 3 is not one of 1, 2, 4, 8'],
     [{ op: 'mmioWrite', offset: '0x34', size: 4, value: '0x100000000' }, 'v.json: step 1 (mmioWrite): value: 0x100000000 has more than 32 bits'],
     [{ op: 'translate', requester: '0000:00:03.0', iova: '0x0', expect: { pa: '0x0', pages: 1, rights: 'wr' } }, 'v.json: step 1 (translate): expect: rights: "wr" is not made of the letters r, w, x, p, g, u in this order'],
+    [{ op: 'interruptRequest', requester: '0000:00:03.0', address: '0xfee00018', data: '0x0', expect: {} }, 'v.json: step 1 (interruptRequest): expect: expects either "address" and "data", or "fault": true'],
+    [{ op: 'interruptRequest', requester: '0000:00:03.0', address: '0xfee00018', data: '0x100000000', expect: { fault: true } }, 'v.json: step 1 (interruptRequest): data: 0x100000000 has more than 32 bits'],
     [{ op: 'dmaa' }, 'v.json: step 1: unknown op "dmaa"; did you mean "dma"?'],
     [17, 'v.json: step 1: 17 is no object'],
     [null, 'v.json: step 1: null is no object'],

@@ -28,6 +28,12 @@ export interface WorldOptions extends MachineOptions {
   readonly devices?: HostInput['devices'];
   readonly timing?: TopologyInput['timing'];
   readonly processes?: TopologyInput['processes'];
+  readonly mdevs?: TopologyInput['mdevs'];
+  /** Defined, not started. */
+  readonly guests?: TopologyInput['guests'];
+  readonly mdevParents?: HostInput['mdev-parents'];
+  /** Default 256 MiB. */
+  readonly memory?: HostInput['memory'];
   readonly defect?: string;
   /** Functions that stand beside the devices of the topology, by name. */
   readonly probes?: Readonly<Record<string, ProbeOptions>>;
@@ -109,11 +115,11 @@ export class World {
   private readonly probes = new Map<string, Probe>();
 
   constructor(options: WorldOptions = {}) {
-    const { iommu, kernel, ports, devices, timing, processes, defect, probes } = options;
+    const { iommu, kernel, ports, devices, timing, processes, mdevs, guests, mdevParents, memory, defect, probes } = options;
     const topology: TopologyInput = {
-      version: 1, name: 'scenario', processes: processes ?? [], timing: timing ?? {},
+      version: 1, name: 'scenario', processes: processes ?? [], timing: timing ?? {}, mdevs: mdevs ?? [], guests: guests ?? [],
       host: {
-        memory: '256MiB', devices: devices ?? [DSA0], kernel: kernel ?? {}, ports: ports ?? [],
+        memory: memory ?? '256MiB', devices: devices ?? [DSA0], kernel: kernel ?? {}, ports: ports ?? [], 'mdev-parents': mdevParents ?? [],
         ...(iommu === false ? {} : { iommu: { model: 'intel-vtd', ...iommu } as IommuInput }),
       },
     };

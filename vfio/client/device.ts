@@ -140,7 +140,8 @@ export class DeviceHandle {
   /** pread of a region. */
   read(region: number, offset: number, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
-    return bytes.subarray(0, this.file.read(region * REGION_STRIDE + offset, bytes));
+    const count = this.file.read(region * REGION_STRIDE + offset, bytes);
+    return count === length ? bytes : bytes.slice(0, count);
   }
 
   /** pwrite of a region; bytes written. */

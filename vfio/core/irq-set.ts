@@ -4,6 +4,7 @@
  */
 import { hex } from '../../sim/address.js';
 import { Errno } from '../../sim/errno.js';
+import { load32 } from '../../sim/little-endian.js';
 import type { Steps } from '../../sim/task.js';
 import { EventFd } from '../../host/eventfd.js';
 import type { Process } from '../../host/process.js';
@@ -57,10 +58,7 @@ function actionOf(flags: number): VfioIrqSet['action'] {
 function decodeData(caller: Process, flags: number, data: Uint8Array): VfioIrqSet['data'] {
   switch (flags & VFIO_IRQ_SET_DATA_TYPE_MASK) {
     case VFIO_IRQ_SET_DATA_BOOL: return { kind: 'bool', values: [...data].map((value) => value !== 0) };
-    case VFIO_IRQ_SET_DATA_EVENTFD: {
-      const view = new DataView(data.buffer, data.byteOffset, data.length);
-      return { kind: 'eventfd', fds: Array.from({ length: data.length / 4 }, (_, i) => eventFdOf(caller, view.getInt32(i * 4, true))) };
-    }
+    case VFIO_IRQ_SET_DATA_EVENTFD: return { kind: 'eventfd', fds: Array.from({ length: data.length / 4 }, (_, i) => eventFdOf(caller, load32(data, i * 4) | 0)) };
     default: return { kind: 'none' };
   }
 }

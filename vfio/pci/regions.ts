@@ -6,6 +6,7 @@
  */
 import { PAGE_SIZE } from '../../sim/address.js';
 import { Errno } from '../../sim/errno.js';
+import { load32, loadSized, store32, storeSized } from '../../sim/little-endian.js';
 import type { AccessSize, EnqueueResult, Mmio } from '../../sim/mmio.js';
 import { PCI_CAP_ID_MSIX, PCI_MSIX_ENTRY_SIZE, PCI_MSIX_TABLE, PCI_MSIX_TABLE_BIR, PCI_MSIX_TABLE_OFFSET } from '../../host/pci/spec/index.js';
 import type { PciDevice } from '../../host/pci/kernel/pci-device.js';
@@ -61,7 +62,6 @@ export class BarRegions {
   read(bar: number, offset: number, target: Uint8Array): number {
     const length = this.checkAccess(bar, offset, target.length);
     const mmio = this.mmio(bar);
-    const view = new DataView(target.buffer, target.byteOffset, target.byteLength);
     for (let at = 0; at < length; ) {
       const open = this.openBytes(bar, offset + at, length - at);
       if (open <= 0) {
@@ -71,10 +71,8 @@ export class BarRegions {
       }
       const size = accessSize(offset + at, open);
       const lo = mmio.read(offset + at, size);
-      if (size === 8) view.setUint32(at + 4, mmio.high, true);
-      if (size >= 4) view.setUint32(at, lo, true);
-      else if (size === 2) view.setUint16(at, lo, true);
-      else view.setUint8(at, lo);
+      storeSized(target, at, size === 8 ? 4 : size, lo);
+      if (size === 8) store32(target, at + 4, mmio.high);
       at += size;
     }
     return length;
@@ -84,7 +82,6 @@ export class BarRegions {
   write(bar: number, offset: number, source: Uint8Array): number {
     const length = this.checkAccess(bar, offset, source.length);
     const mmio = this.mmio(bar);
-    const view = new DataView(source.buffer, source.byteOffset, source.byteLength);
     for (let at = 0; at < length; ) {
       const open = this.openBytes(bar, offset + at, length - at);
       if (open <= 0) {
@@ -92,8 +89,8 @@ export class BarRegions {
         continue;
       }
       const size = accessSize(offset + at, open);
-      if (size === 8) mmio.write(offset + at, 8, view.getUint32(at, true), view.getUint32(at + 4, true));
-      else mmio.write(offset + at, size, size === 4 ? view.getUint32(at, true) : size === 2 ? view.getUint16(at, true) : view.getUint8(at));
+      if (size === 8) mmio.write(offset + at, 8, load32(source, at), load32(source, at + 4));
+      else mmio.write(offset + at, size, loadSized(source, at, size));
       at += size;
     }
     return length;

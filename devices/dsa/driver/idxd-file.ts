@@ -4,6 +4,7 @@
  * takes the PASID away and unbinds.
  */
 import { Errno } from '../../../sim/errno.js';
+import { store32 } from '../../../sim/little-endian.js';
 import type { EnqueueResult, Mmio } from '../../../sim/mmio.js';
 import type { Steps } from '../../../sim/task.js';
 import type { OpenFile, Process } from '../../../host/process.js';
@@ -39,7 +40,7 @@ export class IdxdPortal {
       this.window.write64(this.offset, bytes);
       return 'accepted';
     }
-    new DataView(bytes.buffer).setUint32(0, this.pasid & PASID_MASK, true);
+    store32(bytes, 0, this.pasid & PASID_MASK);
     return this.window.enqueue64(this.offset, bytes);
   }
 

@@ -5,6 +5,7 @@
  * unprivileged, as the DMA API maps for user privilege (drivers/dma/idxd/dma.c, `idxd_prep_desc_common`).
  */
 import { Errno } from '../../../sim/errno.js';
+import { store32 } from '../../../sim/little-endian.js';
 import type { EnqueueResult } from '../../../sim/mmio.js';
 import { sleep, WaitQueue, type Steps } from '../../../sim/task.js';
 import { COMPLETION_SIZE, DESCRIPTOR_SIZE, FLAG, OPCODE, STATUS } from '../spec/descriptor.js';
@@ -207,7 +208,7 @@ export class KernelQueue {
   /** Gives a descriptor to the device: ENQCMDS takes the PASID from the first four bytes. ENXIO when the queue goes away. */
   private *put(bytes: Uint8Array): Steps {
     const { clock, timing } = this.device.services;
-    if (!this.wq.dedicated) new DataView(bytes.buffer).setUint32(0, this.device.kernelPasid!, true);
+    if (!this.wq.dedicated) store32(bytes, 0, this.device.kernelPasid!);
     for (let tries = 1; this.raw(bytes) === 'retry'; tries++) {
       this.retries++;
       yield* sleep(clock, timing.options.mmioNs + timing.options.pollNs * Math.min(tries, RETRY_BACKOFF));

@@ -4,6 +4,7 @@
  * of 8 bytes (or sixteen of 4) that fill one line are taken as a posted write when the line is full: processors
  * without MOVDIR64B reach user queues of the Linux driver that way. Smaller stores are errors; reads return ones.
  */
+import { load32 } from '../../../sim/little-endian.js';
 import type { AccessSize, EnqueueResult, Mmio } from '../../../sim/mmio.js';
 import { PORTAL_IMS, PORTAL_LIMITED, PORTAL_SIZE, PORTALS_PER_WQ } from '../spec/registers.js';
 
@@ -88,7 +89,6 @@ export class Portals implements Mmio {
 
 function wordsOfBytes(bytes: Uint8Array): Uint32Array {
   const words = new Uint32Array(16);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, 64);
-  for (let i = 0; i < 16; i++) words[i] = view.getUint32(i * 4, true);
+  for (let i = 0; i < 16; i++) words[i] = load32(bytes, i * 4);
   return words;
 }

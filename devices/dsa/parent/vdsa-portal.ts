@@ -3,6 +3,7 @@
  * to the hardware. A dedicated queue takes 64-byte posted writes. A shared queue is others' too: it takes enqueues only, and
  * only those that carry the PASID of the mediated device's aux domain, which the (virtual) processor put there.
  */
+import { load32 } from '../../../sim/little-endian.js';
 import type { AccessSize, EnqueueResult, Mmio } from '../../../sim/mmio.js';
 import { PORTAL_LIMITED, PORTAL_SIZE, PORTALS_PER_WQ } from '../spec/registers.js';
 import type { QueueLease } from './queue-lease.js';
@@ -55,7 +56,7 @@ export class VdsaPortal implements Mmio {
     const { lease, user } = this;
     if (this.unmapped || !user.reachesQueue || !lease.accepts) return 'retry';
     if (!lease.wq.dedicated && !this.trustsPasid) {
-      const pasid = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true) & PASID_MASK;
+      const pasid = load32(bytes, 0) & PASID_MASK;
       if (pasid !== lease.pasid) {
         user.foreignPasid(pasid);
         return 'retry';

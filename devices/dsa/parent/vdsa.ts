@@ -5,6 +5,7 @@
  * unlimited portal and those for interrupt message storage, migration.
  */
 import { Errno } from '../../../sim/errno.js';
+import { load32, loadSized, store32, storeSized } from '../../../sim/little-endian.js';
 import type { AccessSize, Mmio } from '../../../sim/mmio.js';
 import type { Scheduler, Steps } from '../../../sim/task.js';
 import type { Trace, TraceKind } from '../../../sim/trace.js';
@@ -180,16 +181,11 @@ export class Vdsa implements VfioDeviceOps, CommandOwner, PortalUser {
       target.fill(0xff, 0, length);
       return length;
     }
-    const view = new DataView(target.buffer, target.byteOffset);
     for (let done = 0; done < length; ) {
       const size = stepOf(at + done, length - done, index === PCI_CONFIG_REGION ? 4 : 8);
       const lo = this.load(index, at + done, size);
-      if (size === 8) {
-        view.setUint32(done, lo, true);
-        view.setUint32(done + 4, this.loadedHigh(index), true);
-      } else {
-        store(view, done, size, lo);
-      }
+      storeSized(target, done, size === 8 ? 4 : size, lo);
+      if (size === 8) store32(target, done + 4, this.loadedHigh(index));
       done += size;
     }
     return length;
@@ -198,11 +194,9 @@ export class Vdsa implements VfioDeviceOps, CommandOwner, PortalUser {
   write(offset: number, source: Uint8Array): number {
     const { index, at, length } = this.place(offset, source.length);
     if (!this.lease.device.alive) return length;
-    const view = new DataView(source.buffer, source.byteOffset);
     for (let done = 0; done < length; ) {
       const size = stepOf(at + done, length - done, index === PCI_CONFIG_REGION ? 4 : 8);
-      const lo = size === 1 ? view.getUint8(done) : size === 2 ? view.getUint16(done, true) : view.getUint32(done, true);
-      this.store(index, at + done, size, lo, size === 8 ? view.getUint32(done + 4, true) : 0);
+      this.store(index, at + done, size, loadSized(source, done, size === 8 ? 4 : size), size === 8 ? load32(source, done + 4) : 0);
       done += size;
     }
     return length;
@@ -302,10 +296,4 @@ export class Vdsa implements VfioDeviceOps, CommandOwner, PortalUser {
 function stepOf(at: number, left: number, most: 4 | 8): AccessSize {
   for (let size = most as AccessSize; size > 1; size = (size / 2) as AccessSize) if (at % size === 0 && size <= left) return size;
   return 1;
-}
-
-function store(view: DataView, at: number, size: AccessSize, value: number): void {
-  if (size === 1) view.setUint8(at, value);
-  else if (size === 2) view.setUint16(at, value, true);
-  else view.setUint32(at, value, true);
 }

@@ -1,5 +1,6 @@
 /** Descriptors as software builds them, and completion records as it reads them. Addresses are plain numbers below 2^53. */
-import { COMPLETION_SIZE, DESCRIPTOR_SIZE, FLAG, OPCODE, STATUS, STATUS_MASK, STATUS_NAMES, STATUS_WRITE } from './descriptor.js';
+import { load32, store32, storeSized } from '../../../sim/little-endian.js';
+import { DESCRIPTOR_SIZE, FLAG, OPCODE, STATUS, STATUS_MASK, STATUS_NAMES, STATUS_WRITE } from './descriptor.js';
 
 export interface DescriptorFields {
   readonly opcode: number;
@@ -22,29 +23,28 @@ export interface DescriptorFields {
 /** 64 bytes. */
 export function encodeDescriptor(fields: DescriptorFields): Uint8Array {
   const bytes = new Uint8Array(DESCRIPTOR_SIZE);
-  const view = new DataView(bytes.buffer);
   const { opcode, completion } = fields;
   let flags = fields.flags ?? 0;
   if (completion !== undefined) flags |= FLAG.CRAV | FLAG.RCR;
-  view.setUint32(0, ((fields.pasid ?? 0) | (fields.privileged === true ? 0x8000_0000 : 0)) >>> 0, true);
-  view.setUint32(4, (flags | (opcode << 24)) >>> 0, true);
-  if (completion !== undefined) setAddress(view, 8, completion);
-  if (fields.source !== undefined) setAddress(view, 16, fields.source);
-  if (fields.destination !== undefined) setAddress(view, 24, fields.destination);
+  store32(bytes, 0, (fields.pasid ?? 0) | (fields.privileged === true ? 0x8000_0000 : 0));
+  store32(bytes, 4, flags | (opcode << 24));
+  if (completion !== undefined) storeAddress(bytes, 8, completion);
+  if (fields.source !== undefined) storeAddress(bytes, 16, fields.source);
+  if (fields.destination !== undefined) storeAddress(bytes, 24, fields.destination);
   if (fields.pattern !== undefined) {
     const at = opcode === OPCODE.COMPVAL ? 24 : 16;
-    view.setUint32(at, fields.pattern[0], true);
-    view.setUint32(at + 4, fields.pattern[1], true);
+    store32(bytes, at, fields.pattern[0]);
+    store32(bytes, at + 4, fields.pattern[1]);
   }
-  view.setUint32(32, fields.size ?? 0, true);
-  view.setUint16(36, fields.interruptHandle ?? 0, true);
-  fields.specific?.forEach((word, i) => view.setUint32(40 + 4 * i, word, true));
+  store32(bytes, 32, fields.size ?? 0);
+  storeSized(bytes, 36, 2, fields.interruptHandle ?? 0);
+  fields.specific?.forEach((word, i) => store32(bytes, 40 + 4 * i, word));
   return bytes;
 }
 
-function setAddress(view: DataView, at: number, address: number): void {
-  view.setUint32(at, address % 0x1_0000_0000, true);
-  view.setUint32(at + 4, Math.floor(address / 0x1_0000_0000), true);
+function storeAddress(bytes: Uint8Array, at: number, address: number): void {
+  store32(bytes, at, address % 0x1_0000_0000);
+  store32(bytes, at + 4, Math.floor(address / 0x1_0000_0000));
 }
 
 export interface CompletionRecord {
@@ -60,11 +60,10 @@ export interface CompletionRecord {
 
 /** `bytes` holds the record at `offset`. */
 export function decodeCompletion(bytes: Uint8Array, offset = 0): CompletionRecord {
-  const view = new DataView(bytes.buffer, bytes.byteOffset + offset, COMPLETION_SIZE);
-  const status = view.getUint8(0);
+  const status = bytes[offset]!;
   return {
-    status: status & STATUS_MASK, faultWrite: (status & STATUS_WRITE) !== 0, result: view.getUint8(1), bytesCompleted: view.getUint32(4, true),
-    faultAddress: view.getUint32(8, true) + view.getUint32(12, true) * 0x1_0000_0000, specific: view.getUint32(16, true),
+    status: status & STATUS_MASK, faultWrite: (status & STATUS_WRITE) !== 0, result: bytes[offset + 1]!, bytesCompleted: load32(bytes, offset + 4),
+    faultAddress: load32(bytes, offset + 8) + load32(bytes, offset + 12) * 0x1_0000_0000, specific: load32(bytes, offset + 16),
   };
 }
 

@@ -1,5 +1,6 @@
 /**
- * Message-signalled interrupts for functions behind the units (Linux: intel_irq_remapping_alloc and _free): as long as
+ * Message-signalled interrupts for functions behind the units, and the switch in the units (Linux:
+ * intel_prepare_irq_remapping, intel_enable_irq_remapping, intel_irq_remapping_alloc and _free): as long as
  * interrupts are remapped, a function is given a handle of its unit's interrupt remapping table instead of a vector, and
  * the entry lets nobody else through. MSI-X has an entry for each vector, MSI a block of entries that its data counts.
  * Without remapping, for whoever is behind no unit, and for interrupt lines it is the interrupt controller itself:
@@ -9,8 +10,12 @@ import type { InterruptController, IrqVector } from '../../../host/interrupts.js
 import type { LineAction } from '../../../host/interrupt-lines.js';
 import type { InterruptAllocator } from '../../../host/pci/kernel/msix.js';
 import type { PciDevice } from '../../../host/pci/kernel/pci-device.js';
+import type { KernelLog } from '../../../host/kernel-log.js';
+import { isErrno } from '../../../sim/errno.js';
+import type { Steps } from '../../../sim/task.js';
 import { remappableAddress } from '../spec/interrupt-remapping.js';
 import type { InterruptTable } from './interrupt-table.js';
+import type { RemappingUnit } from './remapping-unit.js';
 
 /** What stands behind a message that was given out. */
 interface Grant {
@@ -23,26 +28,65 @@ interface Grant {
 }
 
 export class DeviceInterrupts implements InterruptAllocator {
+  /** Interrupts of devices are remapped now. */
+  remapping = false;
   private readonly interrupts: InterruptController;
+  private readonly log: KernelLog;
   private readonly tableOf: (device: PciDevice) => InterruptTable | undefined;
   private readonly grants = new Map<IrqVector, Grant>();
 
-  /** @param tableOf the table of the unit that serves a function; undefined while interrupts are not remapped */
-  constructor(interrupts: InterruptController, tableOf: (device: PciDevice) => InterruptTable | undefined) {
+  /** @param tableOf the table of the unit that serves a function; undefined behind none */
+  constructor(interrupts: InterruptController, log: KernelLog, tableOf: (device: PciDevice) => InterruptTable | undefined) {
     this.interrupts = interrupts;
+    this.log = log;
     this.tableOf = tableOf;
+  }
+
+  /** Switches off what an earlier owner left on: its table is not ours. ETIMEDOUT. */
+  *takeOver(units: readonly RemappingUnit[]): Steps {
+    for (const unit of units) {
+      if (!unit.remapsInterrupts) continue;
+      this.log.log('info', `DMAR-IR: IRQ remapping was enabled on ${unit.name} but we are not in kdump mode`);
+      yield* unit.disableInterruptRemapping();
+    }
+  }
+
+  /**
+   * Before any device is probed; the queues run. All units or none, as Linux: a device behind one that cannot would reach
+   * every vector. Without memory for a table nothing is remapped. ETIMEDOUT.
+   */
+  *start(units: readonly RemappingUnit[]): Steps {
+    if (!units.every(({ capabilities }) => capabilities.interruptRemapping)) return;
+    for (const unit of units) {
+      try {
+        yield* unit.setInterruptTable();
+      } catch (error) {
+        if (!isErrno(error, 'ENOMEM')) throw error;
+        this.log.log('err', `DMAR-IR: Failed to setup irq remapping for ${unit.name}`);
+        return;
+      }
+    }
+    for (const unit of units) yield* unit.enableInterruptRemapping();
+    this.remapping = true;
+    this.log.log('info', 'DMAR-IR: Enabled IRQ remapping in xapic mode');
+  }
+
+  /** At power-off, last of all. ETIMEDOUT. */
+  *stop(units: readonly RemappingUnit[]): Steps {
+    this.remapping = false;
+    for (const unit of units) if (unit.remapsInterrupts) yield* unit.disableInterruptRemapping();
   }
 
   /** ENOSPC no vector, or no entry. */
   request(name: string, handler: () => void, device?: PciDevice): IrqVector {
-    const table = device === undefined ? undefined : this.tableOf(device);
+    const table = this.tableFor(device);
     if (table === undefined) return this.interrupts.request(name, handler);
     return this.grant(table, table.alloc(1), device!, [name], [handler])[0]!;
   }
 
   /** Vectors need not be consecutive: their entries are. ENOSPC. */
   requestBlock(name: string, handlers: readonly (() => void)[], device?: PciDevice): IrqVector[] {
-    const table = device === undefined ? undefined : this.tableOf(device);
+    const table = this.tableFor(device);
     if (table === undefined) return this.interrupts.requestBlock(name, handlers);
     const size = 2 ** Math.ceil(Math.log2(handlers.length));
     const names = Array.from({ length: size }, (_, i) => (handlers.length === 1 ? name : `${name}-${i}`));
@@ -73,6 +117,10 @@ export class DeviceInterrupts implements InterruptAllocator {
 
   enableLine(line: number): void {
     this.interrupts.enableLine(line);
+  }
+
+  private tableFor(device: PciDevice | undefined): InterruptTable | undefined {
+    return this.remapping && device !== undefined ? this.tableOf(device) : undefined;
   }
 
   /** A message for each name: all have the address of the first entry, `first`, and count in their data. */

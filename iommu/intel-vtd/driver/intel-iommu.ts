@@ -98,7 +98,6 @@ export class IntelIommu implements IommuOps {
   private table: DmarTable | undefined;
   private limits: TableLimits | undefined;
   private nextDomain = 1;
-  private remapping = false;
 
   constructor(parts: IntelIommuParts) {
     this.parts = parts;
@@ -112,7 +111,7 @@ export class IntelIommu implements IommuOps {
       prqDepth: 128 << this.options.prqOrder,
     });
     this.rangeFlush = new RangeFlush(defects);
-    this.deviceInterrupts = new DeviceInterrupts(parts.interrupts, (device) => (this.interruptRemapping ? this.unitOf(device)?.interruptTable : undefined));
+    this.deviceInterrupts = new DeviceInterrupts(parts.interrupts, parts.log, (device) => this.unitOf(device)?.interruptTable);
     this.skipDrain = defects.has('vtd-driver.skip-prq-drain');
     // the wire's FAILURE is 15, the generic enum's 2: never forward the one as the other
     this.responseCodes = { SUCCESS: RESP_SUCCESS, INVALID: RESP_INVALID, FAILURE: defects.has('vtd-driver.generic-failure-code') ? 2 : RESP_FAILURE };
@@ -120,7 +119,7 @@ export class IntelIommu implements IommuOps {
 
   /** Interrupts of devices are remapped now, so that none can forge another's. */
   get interruptRemapping(): boolean {
-    return this.remapping;
+    return this.deviceInterrupts.remapping;
   }
 
   /**
@@ -143,7 +142,8 @@ export class IntelIommu implements IommuOps {
     if (this.units.length === 0) throw new Errno('ENODEV', 'DMAR: the table names no remapping unit');
     this.limits = limitsOf(this.units);
     for (const unit of this.units) yield* unit.enableQueue();
-    yield* this.startInterruptRemapping(table);
+    yield* this.deviceInterrupts.takeOver(this.units);
+    if (this.options.interruptRemapping && (table.flags & DMAR_INTR_REMAP) !== 0) yield* this.deviceInterrupts.start(this.units);
     for (const unit of this.units) yield* unit.setRootTable();
     for (const unit of this.units) unit.enableInterrupts();
   }
@@ -157,23 +157,7 @@ export class IntelIommu implements IommuOps {
   /** Power-off: translation ends in every unit, then interrupt remapping. */
   *stop(): Steps {
     for (const unit of this.units) yield* unit.disableTranslation();
-    this.remapping = false;
-    for (const unit of this.units) if (unit.remapsInterrupts) yield* unit.disableInterruptRemapping();
-  }
-
-  /** Before any device is probed. All units or none, as Linux: a device behind one that cannot would reach every vector. */
-  private *startInterruptRemapping({ flags }: DmarTable): Steps {
-    const { units, parts: { log } } = this;
-    for (const unit of units) {
-      if (!unit.remapsInterrupts) continue;
-      log.log('info', `DMAR-IR: IRQ remapping was enabled on ${unit.name} but we are not in kdump mode`);
-      yield* unit.disableInterruptRemapping();
-    }
-    if (!this.options.interruptRemapping || (flags & DMAR_INTR_REMAP) === 0 || !units.every(({ capabilities }) => capabilities.interruptRemapping)) return;
-    for (const unit of units) yield* unit.setInterruptTable();
-    for (const unit of units) yield* unit.enableInterruptRemapping();
-    this.remapping = true;
-    log.log('info', 'DMAR-IR: Enabled IRQ remapping in xapic mode');
+    yield* this.deviceInterrupts.stop(this.units);
   }
 
   probe(device: Device): ProbedDevice {
