@@ -1,6 +1,7 @@
 /** The `vfiosim` command: reads the command line, calls the harness, prints. It holds no logic. */
 import { createRequire } from 'node:module';
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { Command, CommanderError } from 'commander';
+import { counted, gathered, wholeNumber } from './arguments.js';
 import { check, schema } from './check.js';
 import { EXIT } from './exit.js';
 import { explain } from './explain.js';
@@ -17,17 +18,6 @@ function packageVersion(): string {
   const require = createRequire(import.meta.url);
   return (require('vfiosim/package.json') as { version: string }).version;
 }
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (!/^(0x[0-9a-fA-F]+|\d+)$/.test(text) || !Number.isSafeInteger(value) || value > 0xffff_ffff) {
-    throw new InvalidArgumentError('expects a whole number from 0 to 4294967295.');
-  }
-  return value;
-}
-
-const gathered = (value: string, previous: readonly string[]): readonly string[] => [...previous, value];
-const counted = (_value: string, previous: number): number => previous + 1;
 
 const CODES = `
 Exit codes: 0 fine; 1 a flow, an expectation or an invariant failed, or a replay disagrees; 2 wrong usage;
@@ -46,7 +36,7 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--trace <out>', 'write the trace: *.json for ui.perfetto.dev, anything else NDJSON, - for stdout')
     .option('--until <place>', 'stop and show where: 120us, event:N, fault:K or before-teardown')
     .option('--break <event>', 'stop at the first record of a trace kind, or at the Nth with KIND:N')
-    .option('--log', 'print the kernel log (dmesg) as well')
+    .option('--log', 'print the kernel\'s log (dmesg) as well, and those of guests, each line with its guest in brackets')
     .option('--record <out>', 'write what happened at the IOMMU as a vector for replay; *.gz is packed')
     .option('--dump <dir>', 'write memory and IOMMU registers as explain reads them')
     .action(async (file: string, options) => answer(await run(io, file, { ...options as Parameters<typeof run>[2], version: packageVersion() })));
@@ -55,7 +45,7 @@ function build(io: Io, answer: (code: number) => void): Command {
     .action((files: string[]) => answer(check(io, files)));
   command('schema', 'print the JSON Schema of topologies, for editors')
     .action(() => answer(schema(io)));
-  command('lspci', 'list the PCI functions of a topology\'s host')
+  command('lspci', 'list the PCI functions of a topology\'s host, or of a guest')
     .argument('<file>', 'topology (YAML)')
     .option('-v', 'verbose; twice for all capabilities', counted, 0)
     .option('-n', 'numeric ids; twice for numbers and names', counted, 0)
@@ -63,10 +53,11 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('-x', 'dump config space: -x 64 bytes, -xxx 256, -xxxx all 4096', counted, 0)
     .option('-D', 'always print the segment')
     .option('-s <slot>', 'only these functions: [[[segment:]bus:][device][.function]]')
+    .option('--guest <name>', 'what this guest sees on its bus once it has booted, instead')
     .action(async (file: string, options) => answer(await lspciCommand(io, file, options as Parameters<typeof lspciCommand>[2])));
   command('inspect', 'run to a place and show every table entry on the way of an address')
     .argument('<file>', 'topology (YAML)')
-    .requiredOption('--walk <device/pasid/address>', 'PASID: a number, a process, or - for none; ADDRESS: 0x…, or with a process buffer+offset')
+    .requiredOption('--walk <device/pasid/address>', 'PASID: a number, a process, or - for none; ADDRESS: 0x…, or with a process buffer+offset. In a guest: guest/process/address or guest:device/process/address. Of a mediated device: mdev/-/address')
     .option('--at <place>', '120us, event:N, fault:K or before-teardown', 'before-teardown')
     .option('--seed <n>', 'seed of the run; default: the topology\'s', wholeNumber)
     .option('--json', 'print JSON')

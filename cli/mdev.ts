@@ -1,9 +1,12 @@
 /** mdevctl's words on a topology file: types and devices of the machine as it boots, definitions as the file has them. */
 import { readFileSync } from 'node:fs';
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import { MdevFile } from '../harness/mdev-file.js';
+import { InvalidInput } from '../harness/topology/problems.js';
 import { InvalidDefinition } from '../mdev/definitions.js';
 import { MdevctlError } from '../mdev/mdevctl.js';
+import type { JsonFile } from '../mdev/mdevctl-commands.js';
+import { wholeNumber } from './arguments.js';
 import { EXIT } from './exit.js';
 import { withMachine, WrongUsage } from './failure.js';
 import { say, type Io } from './io.js';
@@ -26,63 +29,100 @@ interface MdevOptions {
 
 type Verb = 'types' | 'list' | 'define' | 'undefine' | 'modify' | 'start' | 'stop';
 
+const ABOUT = `
+FILE is the machine at boot: what it defines with "start: auto" is active. start and stop try it on the booted machine,
+and what is not refused becomes "start: auto" or "start: manual" in FILE; define, undefine and modify change FILE alone.
+PARENT is a device's name in FILE or its BDF, UUID also a mediated device's name in FILE. A refusal leaves FILE as it is.`;
+
 /** Adds `mdev` with mdevctl's commands to the program. */
 export function addMdevCommands(parent: Command, io: Io, answer: (code: number) => void): void {
-  const verb = (name: Verb, description: string): Command =>
-    parent.command(name).description(description).argument('<file>', 'topology (YAML)').action(async (file: string, options) => answer(await mdev(io, name, file, options as MdevOptions)));
-  const selected = (command: Command): Command => command.option('-u, --uuid <uuid>', 'UUID of the device').option('-p, --parent <parent>', 'parent device, by BDF or by its name in the topology');
-  const index = (text: string): number => Number(text);
-  verb('types', 'types of mediated devices, by parent').option('-p, --parent <parent>', 'only this parent').option('--dumpjson', 'print JSON');
-  selected(verb('list', 'devices that are active after boot')).option('-d, --defined', 'definitions instead').option('-v, --verbose', 'with attributes').option('--dumpjson', 'print JSON, as definitions are written');
-  selected(verb('define', 'add a definition to the file')).option('-t, --type <type>', 'type id').option('-a, --auto', 'start it at boot').option('--jsonfile <file>', 'definition as mdevctl writes it');
-  selected(verb('undefine', 'remove a definition from the file'));
-  selected(verb('modify', 'change a definition')).option('-t, --type <type>', 'type id').option('-a, --auto', 'start it at boot').option('-m, --manual', 'do not').option('--addattr <name>', 'add an attribute')
-    .option('--delattr', 'delete an attribute').option('-i, --index <n>', 'which one', index).option('--value <text>', 'value of the attribute').option('--jsonfile <file>', 'definition that replaces it');
-  selected(verb('start', 'start a device on the booted machine, and at every boot from now on')).option('-t, --type <type>', 'type id').option('--jsonfile <file>', 'definition as mdevctl writes it');
-  selected(verb('stop', 'stop a device, and no longer start it at boot'));
+  parent.addHelpText('after', ABOUT);
+  const verb = (name: Verb, description: string, options: readonly Option[]): void => {
+    const command = parent.command(name).description(description).argument('<file>', 'topology (YAML)');
+    for (const option of options) command.addOption(option);
+    command.action(async (file: string, given) => answer(await mdev(io, name, file, given as MdevOptions)));
+  };
+  const option = (flags: string, description: string, ...conflicts: string[]): Option => new Option(flags, description).conflicts(conflicts);
+  const [uuid, needed] = [option('-u, --uuid <uuid>', 'UUID of the device'), option('-u, --uuid <uuid>', 'UUID of the device').makeOptionMandatory()];
+  const of = option('-p, --parent <parent>', 'parent device'), type = option('-t, --type <type>', 'type id, as types lists them'), dump = option('--dumpjson', 'print JSON');
+  const auto = option('-a, --auto', 'start it at boot');
+  verb('types', 'types of mediated devices, by parent', [of, dump]);
+  verb('list', 'devices that are active after boot', [uuid, of, option('-d, --defined', 'definitions instead'), option('-v, --verbose', 'with attributes'), dump]);
+  verb('define', 'add a definition', [uuid, of, type, auto, option('--jsonfile <file>', 'definition as mdevctl writes it', 'type', 'auto')]);
+  verb('undefine', 'remove a definition', [needed, of]);
+  verb('modify', 'change a definition', [
+    needed, of, type, auto, option('-m, --manual', 'do not', 'auto'),
+    option('--addattr <name>', 'add an attribute', 'delattr'), option('--delattr', 'delete an attribute'),
+    option('-i, --index <n>', 'which one; default: the last').argParser(wholeNumber), option('--value <text>', 'value of the attribute'),
+    option('--jsonfile <file>', 'definition that replaces it', 'type', 'addattr', 'delattr', 'index', 'value', 'auto', 'manual'),
+  ]);
+  verb('start', 'start a device, now and at boot', [uuid, of, type, option('--jsonfile <file>', 'definition as mdevctl writes it', 'type')]);
+  verb('stop', 'stop a device, and no longer start it at boot', [needed]);
 }
 
 /** Boots the file's machine, does what mdevctl would, and writes the file when its definitions have changed. */
 function mdev(io: Io, verb: Verb, file: string, options: MdevOptions): Promise<number> {
+  checkUsage(verb, options);
   return withMachine(io, file, {}, (machine) => {
     machine.boot();
     const target = new MdevFile(machine, file, machine.host.settings.topology.mdevs);
     try {
-      io.stdout.write(perform(target, verb, options));
-      if (verb !== 'types' && verb !== 'list') target.save();
+      const text = perform(target, verb, options);
+      save(io, target, file);
+      io.stdout.write(text === '' || text.endsWith('\n') ? text : `${text}\n`);
       return EXIT.ok;
     } catch (error) {
       if (!(error instanceof MdevctlError || error instanceof InvalidDefinition)) throw error;
-      say(io, error.message);
+      // mdevctl says what the kernel answered as a word of strerror; here it says why
+      say(io, error instanceof MdevctlError && error.cause !== undefined ? `${error.message}: ${error.cause.message}` : error.message.trimEnd());
       return error instanceof InvalidDefinition ? EXIT.input : EXIT.failed;
     }
   });
 }
 
+/** What belongs together, beyond what excludes each other. */
+function checkUsage(verb: Verb, options: MdevOptions): void {
+  if ((verb === 'define' || verb === 'start') && options.uuid === undefined && options.parent === undefined) throw new WrongUsage(`mdev ${verb} needs --uuid, --parent or both`);
+  if (verb !== 'modify') return;
+  if (options.addattr !== undefined && options.value === undefined) throw new WrongUsage('--addattr needs --value');
+  if (options.value !== undefined && options.addattr === undefined) throw new WrongUsage('--value needs --addattr');
+  if (options.index !== undefined && options.addattr === undefined && options.delattr !== true) throw new WrongUsage('--index needs --addattr or --delattr');
+  const { type, auto, manual, addattr, delattr, jsonfile } = options;
+  if ([type, auto, manual, addattr, delattr, jsonfile].every((one) => one === undefined)) throw new WrongUsage('mdev modify needs one of --type, --auto, --manual, --addattr, --delattr, --jsonfile');
+}
+
+function save(io: Io, target: MdevFile, file: string): void {
+  try {
+    target.save();
+  } catch (error) {
+    if (error instanceof InvalidInput) say(io, `${file} stays as it is, because it would become invalid:`);
+    throw error;
+  }
+}
+
 function perform(target: MdevFile, verb: Verb, { uuid: given, parent: name, jsonfile: path, ...options }: MdevOptions): string {
   const { mdevctl } = target;
-  const uuid = given?.toLowerCase();
+  const uuid = given === undefined ? undefined : target.uuidOf(given);
   if (uuid !== undefined && !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(uuid)) throw new WrongUsage(`--uuid: "${given!}" is no UUID, such as 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001`);
-  const common = { uuid, parent: name === undefined ? undefined : target.kernelName(name), jsonfile: path === undefined ? undefined : { name: path, text: textOf(path) } };
-  const needed = (): string => {
-    if (uuid === undefined) throw new WrongUsage(`mdev ${verb} needs --uuid`);
-    return uuid;
-  };
+  const unknown = name === undefined ? undefined : target.unknownParent(name);
+  if (unknown !== undefined) throw new WrongUsage(`--parent: ${unknown}`);
+  const common = { uuid, parent: name === undefined ? undefined : target.kernelName(name), jsonfile: path === undefined ? undefined : jsonFile(path) };
   switch (verb) {
     case 'types': return mdevctl.types({ ...options, parent: common.parent });
     case 'list': return mdevctl.list({ ...options, uuid, parent: common.parent });
     case 'define': return mdevctl.define({ ...options, ...common });
     case 'start': return target.start({ ...options, ...common });
-    case 'undefine': mdevctl.undefine(needed(), common.parent); return '';
-    case 'modify': mdevctl.modify({ ...options, ...common, uuid: needed() }); return '';
-    case 'stop': target.stop(needed()); return '';
+    case 'undefine': mdevctl.undefine(uuid!, common.parent); return '';
+    case 'modify': mdevctl.modify({ ...options, ...common, uuid: uuid! }); return '';
+    case 'stop': target.stop(uuid!); return '';
   }
 }
 
-function textOf(path: string): string {
+function jsonFile(name: string): JsonFile {
   try {
-    return readFileSync(path, 'utf8');
+    return { name, text: readFileSync(name, 'utf8') };
   } catch (error) {
-    throw new WrongUsage(`--jsonfile: ${path} cannot be read (${(error as NodeJS.ErrnoException).code ?? String(error)})`);
+    const { code } = error as NodeJS.ErrnoException;
+    throw new WrongUsage(`--jsonfile: ${name} cannot be read${code === 'ENOENT' ? ': no such file' : ` (${code ?? String(error)})`}`);
   }
 }

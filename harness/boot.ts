@@ -29,6 +29,10 @@ export class IommuBinding implements PciListener {
     }
   }
 
+  *resetQuiet(device: PciFunctionDevice): Steps {
+    if (this.known.has(device)) yield* this.core.deviceDrain(device);
+  }
+
   *deviceRemoved(device: PciFunctionDevice): Steps {
     if (this.known.delete(device)) yield* this.core.deviceRemove(device);
   }

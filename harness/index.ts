@@ -17,6 +17,9 @@ export { SimulatedProcess, type MmapOptions, type Protection } from './session/p
 export { DeviceHandle, type BatchOperation, type DeviceResult, type OperationOptions } from './session/device-handle.js';
 export { SimulatedGuest } from './session/guest.js';
 export type { GuestState } from './guests/guest.js';
+export { VfioClient } from '../vfio/client/index.js';
+/** Numbers and records of VFIO's ioctls, for calls with bytes of one's own. */
+export * as vfioUapi from '../vfio/uapi/index.js';
 export { KernelApi, type SvaBindOptions } from './session/kernel.js';
 export type { FaultRecord, InterruptRecord, PageRequestRecord, PageResponseRecord, UnrecoverableFaultRecord } from './session/records.js';
 export { Deadlock } from './session/turns.js';

@@ -60,6 +60,7 @@ export function walkGuest(machine: Inspectable, guest: Guest, deviceName: string
 export function walkMdev(machine: Inspectable, mdev: { readonly name: string; readonly parent: string; readonly pasid: number | undefined }, target: WalkTarget): WalkReport | string {
   const { name, parent, pasid } = mdev;
   if (target.pasid !== undefined || typeof target.address !== 'bigint') return `a mediated device has one PASID, its aux domain's: ${name}/-/0x… walks an I/O virtual address`;
+  if (!machine.deviceNames.includes(parent)) return `no IOMMU isolates ${name}: ${parent} pins its pages itself`;
   if (pasid === undefined) return `${name} has no aux domain at this moment: nobody has it open in a container; --at names another`;
   return walk(machine, { device: parent, pasid, address: target.address });
 }

@@ -24,12 +24,14 @@ export class SystemBus {
   /** Claims [start, start + size). Overlap with another window is a bug of the caller. */
   claim(start: number, sizeBytes: number, name: string, mmio: Mmio): Window {
     const window = { start, end: start + sizeBytes, name, mmio };
-    for (const other of this.windows) {
-      assert(window.end <= other.start || window.start >= other.end, `${name} at ${hex(start)} overlaps ${other.name} at ${hex(other.start)}`);
+    const at = this.firstBehind(start);
+    // they are disjoint: only the neighbours can overlap
+    for (const other of [this.windows[at - 1], this.windows[at]]) {
+      if (other === undefined || window.end <= other.start || window.start >= other.end) continue;
+      assert(false, `${name} at ${hex(start)} overlaps ${other.name} at ${hex(other.start)}`);
     }
     this.generation++;
-    this.windows.push(window);
-    this.windows.sort((a, b) => a.start - b.start);
+    this.windows.splice(at, 0, window);
     return window;
   }
 
@@ -41,7 +43,19 @@ export class SystemBus {
   }
 
   find(address: number): Window | undefined {
-    return this.windows.find((window) => address >= window.start && address < window.end);
+    const window = this.windows[this.firstBehind(address) - 1];
+    return window !== undefined && address < window.end ? window : undefined;
+  }
+
+  /** Index of the first window that starts above `address`. */
+  private firstBehind(address: number): number {
+    let from = 0, to = this.windows.length;
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      if (this.windows[middle]!.start <= address) from = middle + 1;
+      else to = middle;
+    }
+    return from;
   }
 
   /** Register windows in address order. */

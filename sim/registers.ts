@@ -111,6 +111,8 @@ export class RegisterFile<Names extends string = string> extends PlainMmio {
   private readonly words: Uint32Array;
   /** Register that covers each of these words. */
   private readonly map: (Register | undefined)[];
+  /** As declared. */
+  private readonly all: readonly Register[];
   private readonly minSize: number;
 
   /** @param minSize smallest access the model accepts, 4 for most; 1 where bytes are allowed */
@@ -135,6 +137,7 @@ export class RegisterFile<Names extends string = string> extends PlainMmio {
       registers[registerName] = register;
     }
     this.r = registers as { [N in Names]: Register };
+    this.all = Object.values(registers);
   }
 
   /** Registers in order of their offsets, for printing. */
@@ -147,7 +150,7 @@ export class RegisterFile<Names extends string = string> extends PlainMmio {
   }
 
   reset(): void {
-    for (const register of this) register.reset();
+    for (const register of this.all) register.reset();
   }
 
   read(offset: number, size: AccessSize): number {

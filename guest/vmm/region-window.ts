@@ -6,7 +6,6 @@
 import { isErrno } from '../../sim/errno.js';
 import { PlainMmio, type AccessSize, type EnqueueResult, type Mmio } from '../../sim/mmio.js';
 import type { DeviceHandle } from '../../vfio/client/index.js';
-import { bytesOf, wordsOfBytes } from '../../vfio/uapi/fields.js';
 import type { VmmCounters } from './counters.js';
 
 /** A mapped part of a region, in bytes from the region's start. */
@@ -50,9 +49,7 @@ export class RegionWindow extends PlainMmio {
       this.high = part.mmio.high;
       return value;
     }
-    const words = wordsOfBytes(this.pread(offset, size) ?? new Uint8Array(size).fill(0xff));
-    this.high = words[1] ?? 0;
-    return words[0]!;
+    return this.pread(offset, size);
   }
 
   write(offset: number, size: AccessSize, lo: number, hi = 0): void {
@@ -61,7 +58,7 @@ export class RegionWindow extends PlainMmio {
       part.mmio.write(offset - part.start, size, lo, hi);
       return;
     }
-    this.pwrite(offset, bytesOf([lo >>> 0, hi >>> 0], size));
+    this.pwrite(offset, size, lo, hi);
   }
 
   override write64(offset: number, bytes: Uint8Array): void {
@@ -81,29 +78,32 @@ export class RegionWindow extends PlainMmio {
     return undefined;
   }
 
-  private pread(offset: number, size: number): Uint8Array | undefined {
+  private pread(offset: number, size: AccessSize): number {
     const { device, region, counters, onTrap } = this.options;
+    this.high = size === 8 ? 0xffff_ffff : 0;
+    const ones = size === 1 ? 0xff : size === 2 ? 0xffff : 0xffff_ffff;
     counters.traps++;
-    if (this.closed) return undefined;
+    if (this.closed) return ones;
     counters.regionReads++;
     try {
-      const bytes = device.read(region, offset, size);
-      return bytes.length === size ? bytes : undefined;
+      const value = device.readValue(region, offset, size);
+      this.high = device.high;
+      return value;
     } catch (error) {
       if (!isErrno(error)) throw error;
-      return undefined;
+      return ones;
     } finally {
       onTrap?.();
     }
   }
 
-  private pwrite(offset: number, bytes: Uint8Array): void {
+  private pwrite(offset: number, size: AccessSize, lo: number, hi: number): void {
     const { device, region, counters, onTrap } = this.options;
     counters.traps++;
     if (this.closed) return;
     counters.regionWrites++;
     try {
-      device.write(region, offset, bytes);
+      device.writeValue(region, offset, size, lo, hi);
     } catch (error) {
       if (!isErrno(error)) throw error;
     } finally {

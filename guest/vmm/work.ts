@@ -62,7 +62,7 @@ export class VmmWork {
       yield* run();
     } catch (error) {
       if (!isErrno(error)) throw error;
-      if (!this.ended) this.log?.log('err', `${this.name}: ${what}: ${error.message}`);
+      if (!this.ended) this.log?.limited(`vmm work ${this.name}`, 'err', `${this.name}: ${what}: ${error.message}`);
     }
   }
 }

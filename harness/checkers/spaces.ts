@@ -143,6 +143,18 @@ export class DomainSpace implements Space {
     return this.retired.some((old) => translates(old, page, frame));
   }
 
+  /** Something can be reached in the range: it is mapped, or was and is not invalidated. */
+  reaches(page: number, pages: number): boolean {
+    const range = this.ranges[this.indexFrom(page)];
+    return (range !== undefined && range.page < page + pages) || this.retired.some((old) => overlaps(old.page, old.pages, page, page + pages));
+  }
+
+  /** Where a page leads now; undefined where nothing is mapped. */
+  frameAt(page: number): number | undefined {
+    const range = this.ranges[this.indexFrom(page)];
+    return range === undefined || range.page > page ? undefined : range.frame + (page - range.page);
+  }
+
   /** Index of the first range that ends behind `page`. */
   private indexFrom(page: number): number {
     let low = 0, high = this.ranges.length;

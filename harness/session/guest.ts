@@ -10,7 +10,7 @@ import type { MachineSession } from '../session.js';
 import { bytes } from './numbers.js';
 import { SimulatedProcess } from './process.js';
 
-export class SimulatedGuest {
+export class SimulatedGuest implements AsyncDisposable {
   /** The guest itself, for what is not here. */
   readonly model: Guest;
   private readonly session: MachineSession;
@@ -90,6 +90,12 @@ export class SimulatedGuest {
   lspci(options: LspciOptions = {}): string {
     const { pci, drivers } = this.running().kernel;
     return lspci(pci.devices, { ...options, driverOf: (fn) => drivers.driverOf(fn as Parameters<typeof drivers.driverOf>[0])?.name });
+  }
+
+  /** Shuts it down, or kills it when it cannot. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.state === 'running') await this.shutdown();
+    else if (this.model.alive) await this.kill();
   }
 
   private running(): { world: KernelWorld; kernel: Kernel } {

@@ -6,7 +6,7 @@ import type { PciFunctionDevice } from '../../host/pci/kernel/function-device.js
 import type { IommuCore } from '../../iommu/core/core.js';
 import type { DeviceFeature, PageResponseCode } from '../../iommu/core/ops.js';
 import type { BondState } from '../../iommu/core/records.js';
-import type { ErrnoName } from '../../sim/errno.js';
+import { Errno, type ErrnoName } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
 import type { MachineSession } from '../session.js';
 import type { SimulatedProcess } from './process.js';
@@ -106,6 +106,34 @@ export class KernelApi {
   pageResponse(device: string, request: Pick<PageRequestRecord, 'pasid' | 'prgIndex'>, code: PageResponseCode): void {
     const { pasid, prgIndex } = request;
     this.core.pageResponse(this.device(device), { version: PAGE_RESPONSE_VERSION, flags: pasid === undefined ? 0 : PASID_VALID, pasid: pasid ?? 0, grpid: prgIndex, code });
+  }
+
+  /** Number of a device's IOMMU group, which is its name in /dev/vfio; also of a mediated device, by name or UUID. ENODEV it is not there. */
+  iommuGroup(device: string): number {
+    const { passthrough, pci } = this.session.model.host;
+    const mdev = this.session.model.loaded.topology.mdevs.find(({ name, uuid }) => name === device || uuid === device.toLowerCase());
+    if (mdev === undefined) return pci.groupOf(this.device(device)).id;
+    const group = passthrough.mdevs.find(mdev.uuid)?.group;
+    if (group === undefined) throw new Errno('ENODEV', `mediated device ${device} has not been started`);
+    return group;
+  }
+
+  /**
+   * Gives a device to another driver, as driver_override, unbind and bind in sysfs do; `vfio-pci` hands it to user space.
+   * Without a name to whichever driver matches.
+   * @throws Errno ENODEV no such driver; the device has none then
+   */
+  async setDriver(device: string, driver?: string): Promise<void> {
+    await this.session.perform(`driver of ${device}`, this.changeDriver(this.device(device), driver));
+  }
+
+  private *changeDriver(device: PciFunctionDevice, name: string | undefined): Steps {
+    const { drivers } = this.session.model.host;
+    const bound = drivers.driverOf(device);
+    if (bound !== undefined) yield* drivers.unbind(bound.name, device);
+    drivers.setDriverOverride(device, name);
+    if (name === undefined) yield* drivers.probeDevice(device);
+    else yield* drivers.bind(name, device);
   }
 
   private get core(): IommuCore {

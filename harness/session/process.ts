@@ -1,6 +1,7 @@
 /** A process that code drives: its system calls, loads and stores, each awaited. */
 import { Errno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
+import { VfioClient } from '../../vfio/client/index.js';
 import type { Program } from '../scenario/program.js';
 import type { MachineSession } from '../session.js';
 import { DeviceHandle } from './device-handle.js';
@@ -24,6 +25,7 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
   /** The program behind it, for what is not here. */
   readonly program: Program;
   private readonly session: MachineSession;
+  private client: VfioClient | undefined;
 
   constructor(session: MachineSession, program: Program) {
     this.session = session;
@@ -128,6 +130,22 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
     const child = await this.perform(`fork ${name}`, this.program.forkProgram(name));
     this.program.world.admit(child);
     return new SimulatedProcess(this.session, child);
+  }
+
+  /**
+   * This process as a driver in user space: containers, groups and devices of VFIO. What they do is steps, which `call` runs:
+   * `const container = vfio.openContainer(); await app.call(container.setIommu('type1v2'))`.
+   * @throws Errno ENODEV in a guest, whose kernel has no IOMMU and so no VFIO
+   */
+  vfio(): VfioClient {
+    const { host, scenario } = this.session.model;
+    if (this.program.world !== scenario.world) throw new Errno('ENODEV', `/dev/vfio/vfio: there is no IOMMU in the guest of ${this.program.world.fullName(this.name)}`);
+    return (this.client ??= new VfioClient(host.passthrough.vfio, this.program.process));
+  }
+
+  /** System calls of this process that are written as steps. What they refuse. */
+  async call<T>(steps: Steps<T>): Promise<T> {
+    return this.perform('call', steps);
   }
 
   /** Ends the process: its address space goes, its files are closed. Ending twice does nothing. */

@@ -54,7 +54,7 @@ export function nearest(name: string, candidates: readonly string[]): string | u
 export function unknownName(what: string, name: string, allowed: readonly string[]): string {
   const near = nearest(name, allowed);
   const hint = near === undefined ? '' : `; did you mean "${near}"?`;
-  const list = allowed.length <= 24 ? ` Allowed: ${allowed.join(', ')}` : '';
+  const list = allowed.length === 0 ? ' There is none' : allowed.length <= 24 ? ` Allowed: ${allowed.join(', ')}` : '';
   return `unknown ${what} "${clip(name)}"${hint === '' ? '.' : hint}${list}`;
 }
 

@@ -242,6 +242,18 @@ export class IommuCore implements IommuCoreServices {
     this.faulting.answerPending(this.registry.recordOf(device), code);
   }
 
+  /**
+   * The device is about to be reset, and its DMA has stopped: everything it asked for is answered before it forgets having
+   * asked, and groups that it cannot complete any more are dropped (2g, 7.1). Bonds and domains stay.
+   */
+  *deviceDrain(device: Device): Steps {
+    const record = this.registry.devices.get(device);
+    if (record === undefined || record.removed) return;
+    this.faulting.answerPending(record, 'INVALID');
+    if (record.ops.drainPageRequests !== undefined) yield* record.ops.drainPageRequests(device);
+    record.queue?.forgetPartial(record);
+  }
+
   // --- groups and domains (C6, X1, X2) ------------------------------------------------------------------------
 
   /** @throws Errno ENODEV */

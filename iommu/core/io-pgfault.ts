@@ -119,6 +119,11 @@ export class FaultQueue implements IopfQueue {
     for (const record of this.devices) this.discard(record);
   }
 
+  /** Drops the partial groups of a device that is reset: their last requests never come (2g). */
+  forgetPartial(record: DeviceRecord): void {
+    this.discard(record);
+  }
+
   /** Groups that have not been finished. */
   get outstanding(): number {
     let sum = 0;

@@ -158,6 +158,8 @@ export interface IommuOps {
 
   /** Sends the answer of a group to the hardware. Called from the core's response channel; must not sleep: it queues. */
   pageResponse(response: PageResponse): void;
+  /** Waits until no page request of a device whose DMA has stopped, nor the answer to one, is under way (2g). */
+  drainPageRequests?(device: Device): Steps;
 }
 
 /** The software page-request queue of one IOMMU unit (P1–P9), made by the core for a driver. */

@@ -60,7 +60,7 @@ describe('type1: BIND and UNBIND', () => {
     const user = world.user('debugger', [world.group(0)]);
     const [target, init] = [world.process('target'), world.process('init')];
     const address = world.buffer(target, 1, 'of target');
-    expect(world.refused(user.container.bind(init.pid))).toBe('EPERM');
+    expect(world.refused(user.container.bind(init.pid))).toBe('EACCES');
     expect(world.refused(user.container.bind(9_999))).toBe('ESRCH');
     expect(world.refused(user.container.bind(-1))).toBe('ESRCH');
     const pasid = world.run(user.container.bind(target.pid)), own = world.run(user.container.bind(user.process.pid));
@@ -83,7 +83,7 @@ describe('type1: BIND and UNBIND', () => {
     const world = new Type1World();
     const user = world.user('prog', [world.group(0)]);
     const other = world.process('other');
-    expect(world.refused(user.container.bind(other.pid))).toBe('EPERM');
+    expect(world.refused(user.container.bind(other.pid))).toBe('EACCES');
     expect(world.core.usage.bonds).toBe(0);
     world.end(user);
   });

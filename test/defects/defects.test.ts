@@ -7,7 +7,9 @@ import { join, resolve } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { DEFECTS } from '../../harness/defects.js';
 import { createMachineSync, type Machine } from '../../harness/machine.js';
-import { SimulatorBug } from '../../sim/assert.js';
+import { BY_A_CHECKER_WITH_USERS, IN_A_MACHINE_WITH_GUESTS } from './passthrough-table.js';
+import { BEHAVIOUR as BEHAVIOUR_WITH_USERS } from './passthrough-worlds.js';
+import { complaints, run, type Catcher } from './run.js';
 import { SCENES, type SceneName } from './scenes.js';
 import { BEHAVIOUR, INVARIANTS } from './worlds.js';
 
@@ -28,9 +30,6 @@ const EXIT = 'a device is silent after its mm_exit';
 const QUIET = 'nothing is logged for a PASID whose process has died';
 const OWNER = 'a PASID has one owner at a time';
 const BALANCE = 'pins, PASIDs, domains and frames balance';
-
-/** An invariant by name, or a text of a step that failed or an expectation that was not met. */
-type Catcher = string | RegExp;
 
 const IN_A_MACHINE: readonly (readonly [defect: string, scene: SceneName, catcher: Catcher])[] = [
   ['frames.skip-zeroing', 'secret', /step 7 \(verify\): buffer "target" differs/],
@@ -88,26 +87,10 @@ const BY_A_CHECKER: readonly (readonly [defect: keyof typeof INVARIANTS, invaria
   ['vtd-driver.skip-prq-drain', UNBOUND],
 ];
 
-/** Runs a scene; a machine that breaks down has told its checkers what it did before. */
-function run(scene: SceneName, defect?: string): Machine {
-  const machine = createMachineSync(SCENES[scene], defect === undefined ? {} : { defects: new Set([defect]) });
-  try {
-    machine.run();
-  } catch (error) {
-    if (defect === undefined || !(error instanceof SimulatorBug)) throw error;
-  }
-  return machine;
-}
-
-function complaints(machine: Machine): { invariants: string[]; texts: string } {
-  const { invariants, stepFailures, unmetExpectations } = machine.summary();
-  return { invariants: invariants.filter(({ status }) => status === 'violated').map(({ name }) => name), texts: [...stepFailures, ...unmetExpectations].join('\n') };
-}
-
 describe('a machine with a defect', () => {
   const scenes = [...new Set(IN_A_MACHINE.map(([, scene]) => scene))];
   it.each(scenes)('has nobody complain in scene %s while there is none', (scene) => {
-    const machine = run(scene);
+    const machine = run(SCENES[scene]);
     expect(complaints(machine)).toEqual({ invariants: [], texts: '' });
     expect(machine.summary()).toMatchObject({ verdict: 'pass', end: 'finished' });
   });
@@ -115,7 +98,7 @@ describe('a machine with a defect', () => {
   const machines = new Map<string, Machine>();
   it.each(IN_A_MACHINE)('%s, in scene %s, is caught by %s', (defect, scene, catcher) => {
     const key = `${defect} ${scene}`;
-    const machine = machines.get(key) ?? run(scene, defect);
+    const machine = machines.get(key) ?? run(SCENES[scene], defect);
     machines.set(key, machine);
     const { invariants, texts } = complaints(machine);
     if (typeof catcher === 'string') expect(invariants).toContain(catcher);
@@ -154,7 +137,9 @@ describe('the table of defects', () => {
   });
 
   it('has each of them caught here', () => {
-    const caught = new Set<string>([...IN_A_MACHINE.map(([defect]) => defect), ...BY_A_CHECKER.map(([defect]) => defect), ...Object.keys(BEHAVIOUR)]);
+    const caught = new Set<string>([
+      ...[...IN_A_MACHINE, ...IN_A_MACHINE_WITH_GUESTS, ...BY_A_CHECKER, ...BY_A_CHECKER_WITH_USERS].map(([defect]) => defect), ...Object.keys(BEHAVIOUR), ...Object.keys(BEHAVIOUR_WITH_USERS),
+    ]);
     expect([...caught].sort()).toEqual([...DEFECTS.keys()].sort());
   });
 

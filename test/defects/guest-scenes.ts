@@ -45,6 +45,9 @@ function work(device: string, size = '64KiB'): Step[] {
   return [{ open: { device } }, ...buffers(size), ...copied(device), { close: { handle: device } }];
 }
 
+const SERIAL_HOST: Host = { memory: '256MiB', iommu: { model: 'intel-vtd' }, 'mdev-parents': [{ model: 'mtty', name: 'mtty0' }] };
+const SERIAL = { uuid: uuid(1), name: 'serial0', parent: 'mtty0', mdev_type: 'mtty-2' };
+
 /** A NOOP descriptor under PASID 1, a host process's. */
 const FOREIGN_NOOP = `01000000${'0'.repeat(120)}`;
 
@@ -54,7 +57,7 @@ export const GUEST_SCENES = {
 
   /** Two guests on a shared queue. */
   shared: {
-    version: 1, limits: LIMITS, host: host([SHARED]), mdevs: [slice(1, '1swq'), slice(2, '1swq')],
+    version: 1, limits: { ...LIMITS, time: '200us' }, host: host([SHARED]), mdevs: [slice(1, '1swq'), slice(2, '1swq')],
     guests: [guest('vm0', [{ mdev: 'slice1', name: 'dsa' }], work('dsa')), guest('vm1', [{ mdev: 'slice2', name: 'dsa' }], work('dsa'))],
   },
 
@@ -68,7 +71,7 @@ export const GUEST_SCENES = {
       guest('vm1', [{ host: 'dsa0', name: 'dsa' }], work('dsa'), { start: '2s' }),
     ],
     inject: [{ when: { event: 'dsa:submit', count: 12 }, kill: 'vm0' }],
-    expect: { guests: { vm0: 'killed', vm1: 'running' } },
+    expect: { guests: { vm0: 'killed', vm1: 'running' }, flows: { 'vm0/app/dsa': { status: 'failed' } } },
   },
 
   /** The administrator takes a mediated device back while its guest works with it, and makes another one. */
@@ -125,11 +128,18 @@ export const GUEST_SCENES = {
     ])],
   },
 
-  /** A card whose driver on the host pins the guest's pages for each transfer; between transfers the guest's balloon takes pages and gives them back. */
-  serial: {
-    version: 1, limits: LIMITS, host: { memory: '256MiB', iommu: { model: 'intel-vtd' }, 'mdev-parents': [{ model: 'mtty', name: 'mtty0' }] },
-    mdevs: [{ uuid: uuid(1), name: 'serial0', parent: 'mtty0', mdev_type: 'mtty-2' }],
-    guests: [guest('vm0', [{ mdev: 'serial0', name: 'serial' }], work('serial'))],
+  /** A card whose driver on the host pins the guest's pages for each transfer. */
+  serial: { version: 1, limits: LIMITS, host: SERIAL_HOST, mdevs: [SERIAL], guests: [guest('vm0', [{ mdev: 'serial0', name: 'serial' }], work('serial'))] },
+
+  /** The guest's balloon takes memory that its processes have used, and gives other memory back; what was taken goes to a process of the host. */
+  balloon: {
+    version: 1, limits: LIMITS, host: SERIAL_HOST, mdevs: [SERIAL],
+    guests: [guest('vm0', [{ mdev: 'serial0', name: 'serial' }], [
+      { mmap: { name: 'around', size: '1MiB' } }, { fill: { buffer: 'around', value: 1 } }, { munmap: { buffer: 'around', offset: '256KiB', size: '512KiB' } }, { sleep: '30ms' },
+      { mmap: { name: 'inside', size: '512KiB' } }, { fill: { buffer: 'inside', value: 2 } }, { sleep: '20ms' }, { verify: { buffer: 'inside', value: 2 } },
+    ])],
+    processes: [{ name: 'native', start: '40ms', steps: [{ malloc: { name: 'b', size: '16MiB' } }, { fill: { buffer: 'b', value: 3 } }] }],
+    inject: [{ at: '10ms', balloon: { guest: 'vm0', size: '24MiB' } }, { at: '20ms', balloon: { guest: 'vm0', size: '32MiB' } }],
   },
 } satisfies Record<string, TopologyInput>;
 

@@ -4,7 +4,7 @@ import { OPCODE, FLAG, STATUS } from '../../devices/dsa/spec/descriptor.js';
 import { PRG_INVALID } from '../../host/pci/dma-port.js';
 import type { PciFunctionDevice } from '../../host/pci/kernel/index.js';
 import { UserDsa } from './passthrough-dsa-user.js';
-import { PAGE, PassthroughWorld, pattern, type VfioUser } from './passthrough-world.js';
+import { PAGE, PassthroughWorld, pattern, same, type VfioUser } from './passthrough-world.js';
 import { DSA0, type WorldOptions } from './world.js';
 
 function bound(options: WorldOptions = {}) {
@@ -26,7 +26,7 @@ describe('a process that drives a whole accelerator', () => {
     user.write(source, pattern(size, 1));
     const { status, bytesCompleted } = world.run(dsa.copy(source, target, size, record));
     expect([status, bytesCompleted]).toEqual([STATUS.SUCCESS, size]);
-    expect(user.read(target, size)).toEqual(pattern(size, 1));
+    expect(same(user.read(target, size), pattern(size, 1))).toBe(true);
     expect(world.records('pci:page_request').length).toBeGreaterThanOrEqual(size / PAGE);
     expect(world.host.frames.pinnedPages).toBe(0);
     world.run(container.unbind());

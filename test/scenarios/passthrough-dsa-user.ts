@@ -102,6 +102,13 @@ export class UserDsa {
     }
   }
 
+  /** A copy of a queue without the process's addresses. @param record where the device writes completion, and where that is in the process */
+  *copyIova(source: number, destination: number, size: number, record: { readonly iova: number; readonly address: number }): Steps<CompletionRecord> {
+    yield* this.user.process.mm.fill(record.address, 0, COMPLETION_SIZE);
+    this.submit({ opcode: OPCODE.MEMMOVE, source, destination, size }, record.iova);
+    return yield* this.wait(record.address);
+  }
+
   /** A copy that blocks on faults, to its end. */
   *copy(source: number, destination: number, size: number, record: number): Steps<CompletionRecord> {
     yield* this.user.process.mm.fill(record, 0, COMPLETION_SIZE);

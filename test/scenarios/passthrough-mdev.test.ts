@@ -26,7 +26,7 @@ describe('two mediated devices of one accelerator', () => {
     });
     hosts.forEach((host, i) => {
       const bytes = new Uint8Array(PAGE);
-      world.host.memory.read(host, bytes, 0, PAGE);
+      world.host.memory.read(host!, bytes, 0, PAGE);
       expect(bytes).toEqual(contents[i]);
     });
     // what is beyond a guest's memory is nobody's

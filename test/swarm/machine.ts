@@ -261,7 +261,7 @@ export class PassthroughMachine extends TaskWorld {
     return this.admit(yield* parent.fork(pid, name, pid), this.credentials.get(parent)!);
   }
 
-  client_(process: Process): VfioClient {
+  clientOf(process: Process): VfioClient {
     return new VfioClient(this.vfio, process);
   }
 

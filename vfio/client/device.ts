@@ -1,6 +1,7 @@
 /** A device in the hands of a program: its regions, its interrupts, resets and features. */
 import { Errno } from '../../sim/errno.js';
-import type { Mmio } from '../../sim/mmio.js';
+import { load32, loadSized, store32, storeSized } from '../../sim/little-endian.js';
+import type { AccessSize, Mmio } from '../../sim/mmio.js';
 import type { Steps } from '../../sim/task.js';
 import { DeviceFile } from '../core/device-file.js';
 import {
@@ -51,7 +52,12 @@ const ACTIONS = { mask: VFIO_IRQ_SET_ACTION_MASK, unmask: VFIO_IRQ_SET_ACTION_UN
 export class DeviceHandle {
   readonly fd: number;
   readonly migration: MigrationCalls;
+  /** High half of the last `readValue` of 8 bytes. */
+  high = 0;
   private readonly calls: VfioCalls;
+  /** Buffers of `readValue` and `writeValue`, by size: every access of a guest that traps is one. */
+  private readonly loads: Uint8Array[] = [];
+  private readonly stores: Uint8Array[] = [];
 
   constructor(calls: VfioCalls, fd: number) {
     this.calls = calls;
@@ -149,15 +155,21 @@ export class DeviceHandle {
     return this.file.write(region * REGION_STRIDE + offset, bytes);
   }
 
-  /** pread of a little-endian value of 1, 2 or 4 bytes. */
-  readValue(region: number, offset: number, size: 1 | 2 | 4): number {
-    const bytes = this.read(region, offset, size);
-    if (bytes.length !== size) throw new Errno('EIO', `read ${bytes.length} of ${size} bytes at ${offset} of region ${region}`);
-    return wordsOfBytes(bytes)[0]!;
+  /** pread of a little-endian value; its low half, the high one is in `high`. EIO when it is cut off. */
+  readValue(region: number, offset: number, size: AccessSize): number {
+    const bytes = (this.loads[size] ??= new Uint8Array(size));
+    const count = this.file.read(region * REGION_STRIDE + offset, bytes);
+    if (count !== size) throw new Errno('EIO', `read ${count} of ${size} bytes at ${offset} of region ${region}`);
+    this.high = size === 8 ? load32(bytes, 4) : 0;
+    return loadSized(bytes, 0, size === 8 ? 4 : size);
   }
 
-  writeValue(region: number, offset: number, size: 1 | 2 | 4, value: number): void {
-    const written = this.write(region, offset, bytesOf([value >>> 0], size));
+  /** pwrite of a little-endian value. EIO when it is cut off. */
+  writeValue(region: number, offset: number, size: AccessSize, value: number, high = 0): void {
+    const bytes = (this.stores[size] ??= new Uint8Array(size));
+    storeSized(bytes, 0, size === 8 ? 4 : size, value);
+    if (size === 8) store32(bytes, 4, high);
+    const written = this.write(region, offset, bytes);
     if (written !== size) throw new Errno('EIO', `wrote ${written} of ${size} bytes at ${offset} of region ${region}`);
   }
 

@@ -306,7 +306,7 @@ export class VfioPciDevice implements VfioDeviceOps {
       yield* this.lock.with(() => this.isolated(() => this.resetIfOpen(session)));
     } catch (error) {
       if (!isErrno(error)) throw error;
-      this.log.log('warn', `vfio-pci ${this.name}: function level reset failed: ${error.message}`);
+      this.log.limited(`vfio-pci flr ${this.name}`, 'warn', `vfio-pci ${this.name}: function level reset failed: ${error.message}`);
     } finally {
       this.resetting--;
       this.updateReachable();

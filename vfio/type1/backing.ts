@@ -45,7 +45,7 @@ export function* pinMapping(state: ContainerState, mapping: DmaMapping): Steps {
 
 function overLimit(state: ContainerState, { mm, pages }: DmaMapping, missing: number): Errno {
   const limit = mm.options.memlockLimitPages ?? Infinity;
-  state.context.parts.log.log('warn', `vfio_pin_pages_remote: RLIMIT_MEMLOCK (${limit * 4096}) exceeded`);
+  state.context.parts.log.limited('vfio_iommu_type1 memlock', 'warn', `vfio_pin_pages_remote: RLIMIT_MEMLOCK (${limit * 4096}) exceeded`);
   return new Errno('ENOMEM', `${mm.name} may lock ${limit} pages (RLIMIT_MEMLOCK): ${state.name} needs ${pages}, which is ${missing} too many`);
 }
 

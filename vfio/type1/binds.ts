@@ -24,7 +24,7 @@ interface BindRequest {
 
 /**
  * VFIO_IOMMU_BIND with mode PROCESS: the PASID is written back. Binding again gives the same PASID. EFAULT; EINVAL argsz, flags, mode,
- * no IOMMU behind the container; ESRCH no such process; EPERM not allowed; or what the core says of a device. Nothing stays on failure.
+ * no IOMMU behind the container; ESRCH no such process; EACCES ptrace would not be allowed (mm_access); or what the core says of a device. Nothing stays on failure.
  */
 export function* bind(state: ContainerState, caller: Process, argument: number): Steps<number> {
   const request = yield* requestOf(state, caller, argument);
@@ -72,7 +72,7 @@ function target(state: ContainerState, caller: Process, pid: number): Process {
   const process = pid === caller.pid ? caller : processes?.(pid);
   if (process === undefined || process.state === 'exited') throw new Errno('ESRCH', `there is no process ${pid}`);
   if (process !== caller && !(mayAttach?.(caller, process) ?? false)) {
-    throw new Errno('EPERM', `process ${caller.pid} (${caller.name}) may not attach to process ${pid} (${process.name}) as ptrace would`);
+    throw new Errno('EACCES', `process ${caller.pid} (${caller.name}) may not attach to process ${pid} (${process.name}) as ptrace would`);
   }
   return process;
 }

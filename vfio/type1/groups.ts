@@ -157,7 +157,7 @@ function checkInterrupts({ context }: ContainerState, device: Device): void {
   const { parts, allowUnsafeInterrupts } = context;
   if (allowUnsafeInterrupts || (parts.interruptRemapping?.(device) ?? false)) return;
   const text = `No interrupt remapping support for ${device.name}: a device of a user could send any interrupt. Use the option "allow-unsafe-interrupts" to attach it nevertheless`;
-  parts.log.log('warn', `vfio_iommu_type1_attach_group: ${text}`);
+  parts.log.limited('vfio_iommu_type1 attach', 'warn', `vfio_iommu_type1_attach_group: ${text}`);
   throw new Errno('EPERM', text);
 }
 

@@ -161,7 +161,7 @@ export class ContainerState {
   violation(what: string, page: number): void {
     const { parts, trace, counters } = this.context;
     counters.violations++;
-    parts.log.log('warn', `vfio_iommu_type1: ${this.name}: ${what} (iova ${hexPage(page)})`);
+    parts.log.limited(`vfio_iommu_type1 ${this.name}`, 'warn', `vfio_iommu_type1: ${this.name}: ${what} (iova ${hexPage(page)})`);
     trace?.trace.record(trace.violation, 0, this.number, trace.trace.intern(what), page);
   }
 }

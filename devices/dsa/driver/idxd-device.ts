@@ -17,6 +17,9 @@ import type { IdxdPinnedFile } from './idxd-pinned.js';
 import { KernelQueue } from './idxd-kernel.js';
 import { DEFAULT_WQ, type IdxdOptions, type IdxdServices, type IdxdWqOptions, type PasidExit, type SoftwareError } from './idxd-options.js';
 
+/** Errors that a device remembers: whoever submits descriptors can cause any number. */
+const KEPT_ERRORS = 256;
+
 /** A configured queue. */
 export class IdxdWq {
   readonly index: number;
@@ -46,7 +49,7 @@ export class IdxdDevice {
   readonly services: IdxdServices;
   readonly options: IdxdOptions;
   wqs: readonly IdxdWq[];
-  /** Errors the device reported, oldest first. */
+  /** The latest errors that the device reported, oldest first. */
   readonly errors: SoftwareError[] = [];
   onError: ((error: SoftwareError) => void) | undefined;
   halted = false;
@@ -331,9 +334,9 @@ export class IdxdDevice {
       error: field('Error'), wq: field('WqIdxValid') === 1 ? this.wqs[field('WqIdx')]?.options.name : undefined, operation: field('Operation'),
       pasid: field('Pasid'), faultAddress: raw[2]!, overflow: field('Overflow') === 1, raw,
     };
-    this.errors.push(error);
+    if (this.errors.push(error) > KEPT_ERRORS) this.errors.shift();
     if (field('WqIdxValid') === 1) this.wqs[field('WqIdx')]?.onError?.(words);
-    raw.forEach((word, i) => this.services.log.log('warn', `idxd ${this.pci.name}: err[${i}]: 0x${word.toString(16).padStart(16, '0')}`));
+    raw.forEach((word, i) => this.services.log.limited(`idxd ${this.pci.name} err`, 'warn', `idxd ${this.pci.name}: err[${i}]: 0x${word.toString(16).padStart(16, '0')}`));
     this.onError?.(error);
   }
 

@@ -221,9 +221,11 @@ export class KernelQueue {
     const { records } = this;
     if (records === undefined) return;
     const { memory } = this.device.services;
-    for (const [slot, pending] of this.slots.entries()) {
+    for (let slot = 0; slot < this.slots.length; slot++) {
+      const pending = this.slots[slot];
+      if (pending === undefined) continue;
       const at = records.physical + slot * COMPLETION_SIZE;
-      if (pending === undefined || memory.load(at, 1) <= 0) continue;
+      if (memory.load(at, 1) <= 0) continue;
       memory.read(at, this.bytes, 0, COMPLETION_SIZE);
       pending.record = decodeCompletion(this.bytes);
       this.slots[slot] = undefined;

@@ -20,7 +20,8 @@ export const CHUNK_BYTES = 64 * 1024;
 
 export class OperationUnit {
   private readonly access: MemoryAccess;
-  private readonly first = new Uint8Array(CHUNK_BYTES);
+  /** As large as the jobs so far needed: accelerators have hundreds of these. */
+  private first = new Uint8Array(0);
   private second: Uint8Array | undefined;
   private readonly source = new Cursor();
   private readonly target = new Cursor();
@@ -35,8 +36,9 @@ export class OperationUnit {
   /** Runs the job's operation to its end; afterwards `job.status` is its completion status, 0 when it was cut off. */
   *run(job: Job): Steps {
     job.status = STATUS.SUCCESS;
+    if (job.opcode === OPCODE.NOOP) return;
+    this.makeRoom(job.size);
     switch (job.opcode) {
-      case OPCODE.NOOP: return;
       case OPCODE.MEMMOVE: return yield* this.memmove(job);
       case OPCODE.MEMFILL: return yield* this.fill(job);
       case OPCODE.COMPARE: return yield* this.compare(job);
@@ -239,8 +241,15 @@ export class OperationUnit {
     job.fault(accessStatus(outcome, write), this.at.page, this.at.offset);
   }
 
+  private makeRoom(jobBytes: number): void {
+    const length = Math.min(CHUNK_BYTES, Math.max(4096, 2 ** Math.ceil(Math.log2(jobBytes))));
+    if (this.first.length >= length) return;
+    this.first = new Uint8Array(length);
+    this.second = undefined;
+  }
+
   private secondBuffer(): Uint8Array {
-    return (this.second ??= new Uint8Array(CHUNK_BYTES));
+    return (this.second ??= new Uint8Array(this.first.length));
   }
 }
 

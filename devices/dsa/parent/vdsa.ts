@@ -40,9 +40,10 @@ export interface VdsaParts {
   readonly defects: ReadonlySet<string>;
 }
 
-/** Trace kinds of virtual accelerators. */
-function traceKinds(trace: Trace): { readonly command: TraceKind; readonly refused: TraceKind } {
+/** Trace kinds of virtual accelerators. `vdsa:lease`: the mediated device was made on a queue, perhaps beside others. */
+function traceKinds(trace: Trace): { readonly lease: TraceKind; readonly command: TraceKind; readonly refused: TraceKind } {
   return {
+    lease: trace.define('vdsa:lease', [['mdev', 'str'], ['device', 'str'], ['wq', 'dec']]),
     command: trace.define('vdsa:command', [['mdev', 'str'], ['command', 'dec'], ['operand', 'hex'], ['status', 'hex']]),
     refused: trace.define('vdsa:portal_refused', [['mdev', 'str'], ['wq', 'dec'], ['pasid', 'dec'], ['posted', 'bool']]),
   };
@@ -77,6 +78,7 @@ export class Vdsa implements VfioDeviceOps, CommandOwner, PortalUser {
     this.keepsPortals = defects.has('vdsa.portal-stays-mapped');
     this.trustsPasid = defects.has('vdsa.guest-pasid-trusted');
     this.traced = trace === undefined ? undefined : { trace, kinds: traceKinds(trace), id: trace.intern(this.name) };
+    trace?.record(this.traced!.kinds.lease, 0, this.traced!.id, trace.intern(lease.device.pci.name), lease.wq.index);
     this.interrupts = new VdsaInterrupts(this.name, () => this.config.msixMasked);
     this.config = new VdsaConfig({
       busMasterLost: () => this.busMasterLost(),

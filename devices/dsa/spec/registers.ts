@@ -211,21 +211,22 @@ export function dsaRegisterSpecs(layout: DsaLayout, values: DsaCapabilityValues)
     SWERROR2: { offset: 0xd0, size: 8 },
     SWERROR3: { offset: 0xd8, size: 8 },
   };
-  const tables: Record<string, RegisterSpec> = {};
+  // one object that grows: copying hundreds of properties into another costs milliseconds
+  const all: Record<string, RegisterSpec> = specs;
   for (let group = 0; group < layout.groups; group++) {
     const base = GRPCFG_TABLE + group * GRPCFG_STRIDE;
-    for (let i = 0; i < 4; i++) tables[`GRPWQCFG${group}_${i}`] = { offset: base + i * 8, size: 8, rw: 0xffff_ffff_ffff_ffffn };
-    tables[`GRPENGCFG${group}`] = { offset: base + GRPENGCFG_OFFSET, size: 8, rw: 0xffff_ffff_ffff_ffffn };
-    tables[`GRPFLGCFG${group}`] = { offset: base + GRPFLGCFG_OFFSET, size: 8, rw: 0x0ff0_ffbfn };
+    for (let i = 0; i < 4; i++) all[`GRPWQCFG${group}_${i}`] = { offset: base + i * 8, size: 8, rw: 0xffff_ffff_ffff_ffffn };
+    all[`GRPENGCFG${group}`] = { offset: base + GRPENGCFG_OFFSET, size: 8, rw: 0xffff_ffff_ffff_ffffn };
+    all[`GRPFLGCFG${group}`] = { offset: base + GRPFLGCFG_OFFSET, size: 8, rw: 0x0ff0_ffbfn };
   }
   for (let wq = 0; wq < layout.wqs; wq++) {
     const base = WQCFG_TABLE + wq * WQCFG_STRIDE;
     const rw = [0xffffn, 0xffffn, 0x3fff_fff3n, 0x1ffn];
-    for (let i = 0; i < WQCFG_STRIDE / 4; i++) tables[`WQCFG${wq}_${i}`] = { offset: base + i * 4, size: 4, ...(rw[i] === undefined ? {} : { rw: rw[i] }) };
+    for (let i = 0; i < WQCFG_STRIDE / 4; i++) all[`WQCFG${wq}_${i}`] = { offset: base + i * 4, size: 4, ...(rw[i] === undefined ? {} : { rw: rw[i] }) };
   }
   for (let vector = 0; vector < (layout.vectors ?? layout.wqs + 1); vector++) {
-    tables[`MSIXPERM${vector}`] = { offset: permOffset + vector * MSIXPERM_STRIDE, size: 4, rw: 0xffff_f00cn };
-    tables[`MSIXPERM${vector}_RSVD`] = { offset: permOffset + vector * MSIXPERM_STRIDE + 4, size: 4 };
+    all[`MSIXPERM${vector}`] = { offset: permOffset + vector * MSIXPERM_STRIDE, size: 4, rw: 0xffff_f00cn };
+    all[`MSIXPERM${vector}_RSVD`] = { offset: permOffset + vector * MSIXPERM_STRIDE + 4, size: 4 };
   }
-  return { ...specs, ...tables };
+  return all;
 }

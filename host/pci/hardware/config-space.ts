@@ -25,12 +25,15 @@ interface Hook {
   readonly run: ConfigHook;
 }
 
+const NOTHING = new Uint8Array(0);
+
 export class ConfigSpace {
   readonly bytes = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
   private readonly view = new DataView(this.bytes.buffer);
-  private readonly rw = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
-  private readonly w1c = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
-  private readonly initial = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
+  /** Up to the last byte that software can write; there are many functions, and most have nothing behind the first 256 bytes. */
+  private rw = new Uint8Array(PCI_CFG_SPACE_SIZE);
+  private w1c = new Uint8Array(PCI_CFG_SPACE_SIZE);
+  private initial = NOTHING;
   private readonly hooks: Hook[] = [];
   private readonly readHooks: { readonly offset: number; readonly size: ConfigSize; readonly run: () => void }[] = [];
   /** Where the offset of the next capability has to be written. */
@@ -49,15 +52,19 @@ export class ConfigSpace {
   /** What software writes: masks apply, then hooks of the registers it touched run in ascending order. */
   write(offset: number, size: ConfigSize, value: number): void {
     if (offset < 0 || offset + size > PCI_CFG_SPACE_EXP_SIZE) return;
-    const touched = this.hooks.filter((hook) => hook.offset < offset + size && offset < hook.offset + hook.size);
-    const previous = touched.map((hook) => this.get(hook.offset, hook.size));
+    const touched: Hook[] = [], previous: number[] = [];
+    for (const hook of this.hooks) {
+      if (hook.offset >= offset + size || offset >= hook.offset + hook.size) continue;
+      touched.push(hook);
+      previous.push(this.get(hook.offset, hook.size));
+    }
     for (let i = 0; i < size; i++) {
       const at = offset + i;
       const byte = (value >>> (8 * i)) & 0xff;
-      const rw = this.rw[at]!;
-      this.bytes[at] = ((this.bytes[at]! & ~rw) | (byte & rw)) & ~(byte & this.w1c[at]!);
+      const rw = this.rw[at] ?? 0;
+      this.bytes[at] = ((this.bytes[at]! & ~rw) | (byte & rw)) & ~(byte & (this.w1c[at] ?? 0));
     }
-    touched.forEach((hook, i) => hook.run(writtenTo(hook, offset, size, value), previous[i]!));
+    for (let i = 0; i < touched.length; i++) touched[i]!.run(writtenTo(touched[i]!, offset, size, value), previous[i]!);
   }
 
   /** The model's own view: no masks, no hooks. */
@@ -83,6 +90,7 @@ export class ConfigSpace {
     const { rw = 0, w1c = 0 } = access;
     assert((rw & w1c) === 0, `config register ${offset}: a bit is both RW and W1C`);
     this.set(offset, size, value);
+    if (offset + size > this.rw.length) this.extendMasks();
     for (let i = 0; i < size; i++) {
       this.rw[offset + i] = (rw >>> (8 * i)) & 0xff;
       this.w1c[offset + i] = (w1c >>> (8 * i)) & 0xff;
@@ -90,8 +98,8 @@ export class ConfigSpace {
   }
 
   onWrite(offset: number, size: ConfigSize, run: ConfigHook): void {
-    this.hooks.push({ offset, size, run });
-    this.hooks.sort((a, b) => a.offset - b.offset);
+    const behind = this.hooks.findLastIndex((hook) => hook.offset <= offset);
+    this.hooks.splice(behind + 1, 0, { offset, size, run });
   }
 
   /** Called before software reads the register: a function whose truth is elsewhere (a passed-through device) brings the bytes up to date. */
@@ -122,13 +130,24 @@ export class ConfigSpace {
     return at;
   }
 
+  private extendMasks(): void {
+    const { rw, w1c } = this;
+    this.rw = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
+    this.rw.set(rw);
+    this.w1c = new Uint8Array(PCI_CFG_SPACE_EXP_SIZE);
+    this.w1c.set(w1c);
+  }
+
   /** Ends construction: what the bytes are now is what a reset restores. */
   seal(): void {
-    this.initial.set(this.bytes);
+    let end = PCI_CFG_SPACE_EXP_SIZE;
+    while (end > 0 && this.bytes[end - 1] === 0) end--;
+    this.initial = this.bytes.slice(0, end);
   }
 
   /** Values after reset; hooks do not run. */
   reset(): void {
+    this.bytes.fill(0, this.initial.length);
     this.bytes.set(this.initial);
   }
 }

@@ -43,6 +43,8 @@ export interface PciServices {
   readonly requestAcs: boolean;
   /** Told before a function is reset and after its state is back. */
   resetPrepare(device: PciFunctionDevice): Steps;
+  /** Told when it does no DMA any more, before the reset itself. */
+  resetQuiet(device: PciFunctionDevice): Steps;
   resetDone(device: PciFunctionDevice): Steps;
 }
 

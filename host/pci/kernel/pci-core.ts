@@ -64,6 +64,8 @@ export interface PciListener {
   /** `device.present` is false when it was pulled out. */
   deviceRemoved?(device: PciFunctionDevice): Steps;
   resetPrepare?(device: PciFunctionDevice): Steps;
+  /** Between the two: its DMA has stopped, the reset itself comes next. */
+  resetQuiet?(device: PciFunctionDevice): Steps;
   resetDone?(device: PciFunctionDevice): Steps;
 }
 
@@ -224,6 +226,10 @@ export class PciCore implements PciServices {
 
   *resetPrepare(device: PciFunctionDevice): Steps {
     for (const listener of this.listeners.toReversed()) yield* listener.resetPrepare?.(device) ?? none();
+  }
+
+  *resetQuiet(device: PciFunctionDevice): Steps {
+    for (const listener of this.listeners.toReversed()) yield* listener.resetQuiet?.(device) ?? none();
   }
 
   *resetDone(device: PciFunctionDevice): Steps {

@@ -69,6 +69,7 @@ export function* resetBelow(bridge: PciFunctionDevice, services: PciServices): S
     saved.push(saveState(device));
     device.config.write(PCI_COMMAND, 2, PCI_COMMAND_INTX_DISABLE);
   }
+  for (const device of below) yield* services.resetQuiet(device);
   for (const device of below) device.resetting = true;
   updateWord(bridge.config, PCI_BRIDGE_CONTROL, 0, PCI_BRIDGE_CTL_BUS_RESET);
   yield* sleep(services.clock, BUS_RESET_HOLD_NS);
@@ -98,6 +99,7 @@ function* functionLevelReset(device: PciFunctionDevice, services: PciServices): 
   if (!(yield* waitForPendingTransactions(device, express, services))) {
     services.log.log('err', `pci ${device.name}: timed out waiting for pending transaction; performing function level reset anyway`);
   }
+  yield* services.resetQuiet(device);
   device.resetting = true;
   try {
     updateWord(device.config, express + PCI_EXP_DEVCTL, 0, PCI_EXP_DEVCTL_BCR_FLR);

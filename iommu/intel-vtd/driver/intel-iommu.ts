@@ -39,6 +39,7 @@ import { FLPT_DEFAULT_DID } from './domain-ids.js';
 import { Entries, EVERYTHING } from './entries.js';
 import { Features } from './features.js';
 import { RangeFlush } from './flush.js';
+import { RID_PASID } from './pasid-table.js';
 import { RemappingUnit, type UnitServices } from './remapping-unit.js';
 import { VtdDevice, asPci } from './vtd-device.js';
 
@@ -350,6 +351,16 @@ export class IntelIommu implements IommuOps {
       responseWord0(info.sourceId, present, this.responseCodes[response.code]), present ? responseWord1(request.pasid) : 0,
       responseWord2(request.prgIndex, request.last), 0,
     );
+  }
+
+  *drainPageRequests(device: Device): Steps {
+    const info = this.devices.get(device);
+    const pageRequests = info?.unit.pageRequests;
+    if (info === undefined || this.skipDrain || !info.priEnabled || pageRequests === undefined) return;
+    // the device TLB's completion comes behind every answer that is on its way to the device
+    const batch = info.unit.queue.batch().fence();
+    if (info.hasDeviceTlb) batch.deviceTlb(info.tlb, RID_PASID, EVERYTHING);
+    yield* pageRequests.drain(info.device, info.sourceId, undefined, batch);
   }
 
   /** Fence, IOTLB, device TLB, and a wait that drains page requests, until nothing of the PASID is under way (7.10). */

@@ -121,9 +121,10 @@ export class PageRequestQueue {
    * Waits until no page request of (device, pasid) is left in the ring, in the software queue, or on its way through
    * hardware (7.10; flow 2b). The PASID entry is gone and the caches are invalidated; no lock is held that a fault
    * worker needs.
+   * @param pasid undefined: of the device, under whatever PASID
    * @param batch fence, IOTLB and device-TLB invalidation, which a draining wait ends
    */
-  *drain(device: Device, sourceId: number, pasid: number, batch: DescriptorBatch): Steps {
+  *drain(device: Device, sourceId: number, pasid: number | undefined, batch: DescriptorBatch): Steps {
     for (;;) {
       const seen = this.passes;
       if (!this.holds(sourceId, pasid)) break;
@@ -238,13 +239,13 @@ export class PageRequestQueue {
   }
 
   /** True while a request of (device, pasid) stands between head and tail. */
-  private holds(sourceId: number, pasid: number): boolean {
+  private holds(sourceId: number, pasid: number | undefined): boolean {
     const { registers, memory } = this.options;
     const tail = registers.read(REG.PQT, 8) & PQ_POINTER_MASK & this.ringMask;
     let head = registers.read(REG.PQH, 8) & PQ_POINTER_MASK & this.ringMask;
     for (; head !== tail; head = (head + PAGE_REQUEST_BYTES) & this.ringMask) {
       memory.load64(this.base + head);
-      if (memory.lo >>> 16 === sourceId && (memory.lo & PP) !== 0 && (memory.hi & PASID_MASK) === pasid) return true;
+      if (memory.lo >>> 16 === sourceId && (pasid === undefined || ((memory.lo & PP) !== 0 && (memory.hi & PASID_MASK) === pasid))) return true;
     }
     return false;
   }
