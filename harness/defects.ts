@@ -86,7 +86,7 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'vtd.wrong-group-index': 'Page group responses carry the next group index.',
   }),
   ...of('vfio', {
-    'migration.keep-running-in-stop-copy': 'A device is not stopped on its way to STOP.',
+    'migration.keep-running-in-stop-copy': 'Drivers are not told of the arcs that stop their device.',
     'vfio.keep-dma-owner': 'A group that leaves its container stays owned.',
     'vfio.skip-dma-unmap-notify': "Drivers that pin their user's pages are not told of an unmap.",
     'vfio.skip-replay-rollback': 'A group that could not join leaves pinned what the attempt had pinned.',

@@ -20,6 +20,9 @@ export type { GuestState } from './guests/guest.js';
 export { VfioClient } from '../vfio/client/index.js';
 /** Numbers and records of VFIO's ioctls, for calls with bytes of one's own. */
 export * as vfioUapi from '../vfio/uapi/index.js';
+export {
+  PCI_BAR0_REGION, PCI_CONFIG_REGION, PCI_ERR_IRQ, PCI_INTX_IRQ, PCI_MSI_IRQ, PCI_MSIX_IRQ, PCI_REQ_IRQ,
+} from '../vfio/device.js';
 export { KernelApi, type SvaBindOptions } from './session/kernel.js';
 export type { FaultRecord, InterruptRecord, PageRequestRecord, PageResponseRecord, UnrecoverableFaultRecord } from './session/records.js';
 export { Deadlock } from './session/turns.js';

@@ -2,6 +2,8 @@
  * A simulated machine: composed from a topology, booted, run, looked at. Everything inside is synchronous; the
  * asynchronous methods of `createMachine`'s result exist for the look of it at the edge.
  */
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { guestTraceKinds } from '../guest/trace-kinds.js';
 import { logText } from '../host/kernel-log.js';
 import { lspci, type LspciOptions } from '../host/pci/kernel/lspci/lspci.js';
@@ -79,13 +81,15 @@ export class Machine implements Inspectable {
     checkDefects(options.defects ?? []);
     this.loaded = loaded;
     this.name = topology.name ?? loaded.file;
+    const directory = options.directory ?? loaded.directory;
     this.host = composeHost({
       scope: '', topology, seed: options.seed ?? topology.seed, defects: options.defects ?? new Set(), traceRecords: options.traceRecords ?? 1 << 20, watch,
+      file: (path) => new Uint8Array(readFileSync(resolve(directory, path))),
       ...(options.unitRegisters === undefined ? {} : { unitRegisters: options.unitRegisters }),
       ...(options.recorder === undefined ? {} : { recorder: options.recorder }),
     });
     if (topology.guests.length > 0) guestTraceKinds(this.trace);
-    this.scenario = new Scenario(this.host, options.directory ?? loaded.directory);
+    this.scenario = new Scenario(this.host, directory);
     this.checkers = new CheckerSet(this.trace, watch ? standardCheckers(this.host) : []);
   }
 
@@ -159,7 +163,9 @@ export class Machine implements Inspectable {
         onSlice?.();
         continue;
       }
-      if (untilNs !== undefined && this.scenario.unfinished().length > 0 && this.schedulers.every((scheduler) => scheduler.blocked().length === 0)) return 'stopped';
+      // processes of code and guests live on when nothing happens any more
+      const lives = this.scenario.unfinished().length > 0 || [...this.scenario.guests.values()].some(({ alive }) => alive);
+      if (untilNs !== undefined && lives && this.schedulers.every((scheduler) => scheduler.blocked().length === 0)) return 'stopped';
       this.deadlock = this.deadlockReport();
       return this.deadlock.length > 0 ? 'deadlock' : 'finished';
     }

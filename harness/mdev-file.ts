@@ -77,12 +77,21 @@ export class MdevFile {
   save(): void {
     const now = this.store.list();
     if (JSON.stringify(now) === JSON.stringify(this.before)) return;
-    const text = editMdevs(readFileSync(this.file, 'utf8'), (list) => {
-      for (const mdev of this.before) if (!now.some((other) => same(mdev, other)) && !list.remove(mdev.uuid)) this.refuseAlias(mdev.uuid);
-      for (const mdev of now) this.write(list, mdev);
-    });
+    const text = this.edited(now);
     parseTopology(text, this.file, dirname(resolve(this.file)));
     this.replace(text);
+  }
+
+  private edited(now: readonly DefinedMdev[]): string {
+    try {
+      return editMdevs(readFileSync(this.file, 'utf8'), (list) => {
+        for (const mdev of this.before) if (!now.some((other) => same(mdev, other)) && !list.remove(mdev.uuid)) this.refuseAlias(mdev.uuid);
+        for (const mdev of now) this.write(list, mdev);
+      });
+    } catch (error) {
+      if (error instanceof Error && /alias/i.test(error.message) && !(error instanceof InvalidInput)) throw new InvalidInput([{ file: this.file, message: `mdevs: what goes defines an anchor that is used elsewhere (${error.message})` }]);
+      throw error;
+    }
   }
 
   private write(list: MdevList, mdev: DefinedMdev): void {

@@ -172,7 +172,16 @@ export class MachineSession implements AsyncDisposable, Disposable {
   /** Runs kernel or process code as a task until it has ended. For what the methods above do not offer. */
   async perform<T>(what: string, steps: Steps<T>, scheduler: Scheduler = this.model.host.scheduler): Promise<T> {
     this.refuseEnded(what);
-    return this.turns.perform(what, steps, scheduler);
+    if (this.isGone(scheduler)) throw new Errno('ENODEV', `${what}: the guest it ran in is no more`);
+    return this.turns.perform(what, steps, scheduler, () => this.isGone(scheduler));
+  }
+
+  /** @internal the scheduler is of a guest's kernel that has ended */
+  isGone(scheduler: Scheduler): boolean {
+    const { host, scenario } = this.model;
+    if (scheduler === host.scheduler) return false;
+    for (const guest of scenario.guests.values()) if (guest.scheduler === scheduler) return false;
+    return true;
   }
 
   /** @internal ENODEV */

@@ -185,7 +185,7 @@ export class MdevSysfs {
 
   private mdev(mdev: MdevDevice): Directory {
     return directory({
-      ...Object.fromEntries(mdev.attributes.map((attribute) => [attribute.name, () => attributeFile(attribute)])),
+      ...attributeEntries(mdev.attributes.map((attribute) => [attribute.name, attribute])),
       iommu_group: () => link(`/sys/kernel/iommu_groups/${mdev.group!}`),
       mdev_type: () => link(`${this.devicePath(mdev.parent.device)}/mdev_supported_types/${mdev.typeId}`),
       remove: () => ({ kind: 'file', write: (text) => this.core.remove(mdev.name, text) }),
@@ -220,6 +220,17 @@ function link(target: string): Link {
 /** A file that can only be read; its text ends with a newline. */
 function file(read: () => string): File {
   return { kind: 'file', read: () => line(read()) };
+}
+
+/** Attributes of a named group lie in a directory of its name: `vendor/sample_mdev_dev`. */
+function attributeEntries(attributes: readonly (readonly [path: string, attribute: MdevAttribute])[]): Record<string, () => Node> {
+  const entries: Record<string, () => Node> = {};
+  for (const [path, attribute] of attributes) {
+    const group = path.split('/', 1)[0]!;
+    if (group === path) entries[path] = () => attributeFile(attribute);
+    else entries[group] ??= () => directory(attributeEntries(attributes.filter(([other]) => other.startsWith(`${group}/`)).map(([other, member]) => [other.slice(group.length + 1), member])));
+  }
+  return entries;
 }
 
 /** Drivers see what `echo` wrote without its newline. */

@@ -64,6 +64,11 @@ export class VirtualClock implements Clock {
     return this.size - this.garbage;
   }
 
+  /** When the next event is due; Infinity without one. */
+  get nextNs(): number {
+    return this.size === 0 ? Infinity : this.times[0]!;
+  }
+
   at(timeNs: number, run: () => void): Alarm {
     const slot = this.push(timeNs, run);
     return new HeapAlarm(this, slot, this.serials[slot]!);

@@ -43,17 +43,23 @@ export interface MemoryRange {
 const ARENA_SHIFT = 28;
 const ARENA_SIZE = 2 ** ARENA_SHIFT;
 const ARENA_MASK = ARENA_SIZE - 1;
+/**
+ * Neighbouring arenas share a buffer: the host's garbage collector runs whenever buffers have grown by some dozens of MiB,
+ * and each time looks at the whole heap, which would make a large machine's memory cost the square of its size.
+ */
+const BUFFER_ARENAS = 4;
+const BUFFER_SIZE = BUFFER_ARENAS * ARENA_SIZE;
 
 class Arena {
   readonly bytes: Uint8Array;
   readonly words: Int32Array;
   readonly shorts: Uint16Array;
 
-  constructor(size: number) {
-    const buffer = new ArrayBuffer(size);
-    this.bytes = new Uint8Array(buffer);
-    this.words = new Int32Array(buffer);
-    this.shorts = new Uint16Array(buffer);
+  constructor(buffer: ArrayBuffer, offset: number) {
+    const size = Math.min(buffer.byteLength - offset, ARENA_SIZE);
+    this.bytes = new Uint8Array(buffer, offset, size);
+    this.words = new Int32Array(buffer, offset, size / 4);
+    this.shorts = new Uint16Array(buffer, offset, size / 2);
   }
 }
 
@@ -64,6 +70,7 @@ export class Ram implements PhysicalMemory {
   hi = 0;
   readonly ranges: readonly MemoryRange[];
   private readonly arenas: (Arena | undefined)[] = [];
+  private readonly buffers = new Map<number, ArrayBuffer>();
   /** End of the only range that starts at 0, or 0: the common case is checked with one comparison. */
   private readonly plainEnd: number;
 
@@ -187,6 +194,8 @@ export class Ram implements PhysicalMemory {
 
   copy(target: number, source: number, length: number): boolean {
     if (!this.has(target, length) || !this.has(source, length)) return false;
+    // the end of RAM has no arena
+    if (length === 0) return true;
     const targetOffset = target & ARENA_MASK, sourceOffset = source & ARENA_MASK;
     const targetArena = this.arena(target), sourceArena = this.arena(source);
     if (targetOffset + length <= ARENA_SIZE && sourceOffset + length <= ARENA_SIZE) {
@@ -206,12 +215,21 @@ export class Ram implements PhysicalMemory {
   }
 
   private commit(index: number): Arena {
-    const start = index * ARENA_SIZE;
-    let end = start;
-    for (const range of this.ranges) if (range.end > start) end = Math.min(range.end, start + ARENA_SIZE);
-    const arena = new Arena(Math.max(end - start, 4096));
+    const arena = new Arena(this.bufferOf(Math.floor(index / BUFFER_ARENAS)), (index % BUFFER_ARENAS) * ARENA_SIZE);
     while (this.arenas.length <= index) this.arenas.push(undefined);
     this.arenas[index] = arena;
     return arena;
+  }
+
+  /** From its first address to the last one of RAM below its end. */
+  private bufferOf(index: number): ArrayBuffer {
+    let buffer = this.buffers.get(index);
+    if (buffer !== undefined) return buffer;
+    const start = index * BUFFER_SIZE;
+    let end = start;
+    for (const range of this.ranges) if (range.end > start && range.start < start + BUFFER_SIZE) end = Math.min(range.end, start + BUFFER_SIZE);
+    buffer = new ArrayBuffer(end - start);
+    this.buffers.set(index, buffer);
+    return buffer;
   }
 }

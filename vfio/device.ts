@@ -93,6 +93,8 @@ export interface VfioFeatureRequest {
   /** The bytes behind the header; what a GET returns is written over them. */
   readonly data: Uint8Array;
   readonly caller: Process;
+  /** Set by who made something whose name is in the answer, such as a descriptor: takes it back when the answer does not reach the caller. */
+  undo?: () => Steps;
 }
 
 /** A device that a user may hold. Reads, writes and mappings do not sleep: they are loads and stores of a CPU. */

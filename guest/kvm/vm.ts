@@ -100,7 +100,8 @@ export class Vm implements OpenFile, EnqueueTranslation {
   irqfd(eventfd: EventFd, deliver: () => void): () => void {
     if (this.irqfds.some((other) => other.eventfd === eventfd)) throw new Errno('EBUSY', `${eventfd.name} is an interrupt of ${this.name} already`);
     const take = (): void => {
-      eventfd.read();
+      // somebody else who has the eventfd may have read it before
+      if (eventfd.count > 0) eventfd.read();
       this.injections++;
       if (this.kinds !== undefined) this.options.trace!.record(this.kinds.irqfd, 0, this.id, this.options.trace!.intern(eventfd.name));
       deliver();

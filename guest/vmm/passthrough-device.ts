@@ -202,7 +202,7 @@ export class PassthroughDevice {
     const fd = process.open(eventfd);
     this.notifiers.push({ fd, eventfd });
     eventfd.listen(() => {
-      eventfd.read();
+      if (eventfd.count > 0) eventfd.read();
       handle();
     });
     counters.ioctls++;

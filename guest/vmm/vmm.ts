@@ -13,7 +13,7 @@ import { alignUp, hex } from '../../sim/address.js';
 import type { Clock } from '../../sim/clock.js';
 import { Errno, isErrno } from '../../sim/errno.js';
 import type { MemoryRange, PhysicalMemory } from '../../sim/memory.js';
-import type { Scheduler, Steps } from '../../sim/task.js';
+import type { Scheduler, Steps, Task } from '../../sim/task.js';
 import type { Trace } from '../../sim/trace.js';
 import type { FrameSource } from '../../host/frame-source.js';
 import type { KernelLog } from '../../host/kernel-log.js';
@@ -85,6 +85,7 @@ export class Vmm {
   private off = false;
   private machine: { readonly vm: Vm; readonly fd: number; readonly ram: GuestRam; readonly groups: VfioGroups | undefined } | undefined;
   private passthrough: PassthroughDevice[] = [];
+  private ejects: readonly Task[] = [];
 
   constructor(options: VmmOptions) {
     const { trace } = options;
@@ -209,11 +210,27 @@ export class Vmm {
     try {
       this.clock.restart();
       yield* this.work.flush();
-      for (const device of this.passthrough) yield* device.restart();
+      // what the guest was asked to let go has gone with what it was doing
+      yield* this.ejectsEnd();
+      for (const device of this.passthrough) yield* this.restart(device);
+      yield* this.ejectsEnd();
       ram.forgetBalloon();
       this.record('reset');
     } finally {
       goOn();
+    }
+  }
+
+  private *ejectsEnd(): Steps {
+    for (const eject of this.ejects) yield* eject.join();
+  }
+
+  /** A device that leaves meanwhile need not be restarted. */
+  private *restart(device: PassthroughDevice): Steps {
+    try {
+      if (this.passthrough.includes(device)) yield* device.restart();
+    } catch (error) {
+      if (!isErrno(error) || this.passthrough.includes(device)) throw error;
     }
   }
 
@@ -278,7 +295,7 @@ export class Vmm {
     try {
       device = yield* named(what, PassthroughDevice.realize({
         guest: this.name, options, device: handle, process, scheduler, vm, work: this.work, counters: this.counters, trace,
-        onRequest: () => void scheduler.spawn(`${this.name} eject ${options.name}`, this.eject(options.name)),
+        onRequest: () => this.startEject(options.name),
         onError: () => this.deviceError(options.name),
       }));
       yield* this.wireInterrupts(device);
@@ -322,6 +339,11 @@ export class Vmm {
     const { vfio } = this.options;
     const device = vfio?.group(groupId)?.devices[0]?.registration.device;
     return device === undefined ? undefined : vfio!.pasidOf(device);
+  }
+
+  private startEject(name: string): void {
+    const task = this.options.scheduler.spawn(`${this.name} eject ${name}`, this.eject(name));
+    this.ejects = [...this.ejects.filter(({ ended }) => !ended), task];
   }
 
   /** The host wants a device back: the guest is asked for it. */

@@ -5,7 +5,7 @@ import { Checker, type SourceOf } from './invariant.js';
 
 type Text = (id: number) => string;
 
-/** What a user has open neither goes nor leaves its container (C3, C13, C17, E31, E35). */
+/** What a user has open neither goes nor leaves its container (C3, C13, C17, E31). */
 export class OpenDevicesStay extends Checker {
   readonly name = 'a device goes only after its user has closed it';
   readonly kinds = ['vfio:open_device', 'vfio:close_device', 'vfio:unregister', 'vfio:group_unset_container', 'mdev:remove'];
@@ -89,7 +89,7 @@ export class SilentWhileClosed extends Checker {
 
 const STOPPED: readonly number[] = [VFIO_DEVICE_STATE_STOP, VFIO_DEVICE_STATE_STOP_COPY, VFIO_DEVICE_STATE_RESUMING];
 
-/** A device that was stopped for its migration finishes nothing until it runs again (V2 of the migration states). */
+/** A device that was stopped for its migration finishes nothing until it runs again (include/uapi/linux/vfio.h, VFIO_DEVICE_STATE_STOP). */
 export class StoppedDevicesAreQuiet extends Checker {
   readonly name = 'a stopped device moves nothing';
   readonly kinds = ['vfio:mig_state', 'mtty:dma_end'];

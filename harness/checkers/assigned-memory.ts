@@ -88,7 +88,7 @@ interface Memory {
  */
 export class GuestMemoryIsOne extends Checker {
   readonly name = "a guest's devices and its processors see one memory";
-  readonly kinds = ['vfio:register', 'vfio:group_set_container', 'vfio:map_dma', 'vfio:pin_run', 'vfio:unpin_run', 'kvm:set_memory_region', 'kvm:page_fault'];
+  readonly kinds = ['vfio:register', 'vfio:group_set_container', 'vfio:map_dma', 'vfio:pin_run', 'vfio:unpin_run', 'kvm:set_memory_region', 'kvm:page_fault', 'vmm:state'];
   private readonly guestsOf: (device: number) => readonly number[];
   private readonly text: Text;
   /** Slots of each virtual machine by number. */
@@ -113,7 +113,9 @@ export class GuestMemoryIsOne extends Checker {
       case 'vfio:pin_run': return value('vendor') === 1 ? undefined : this.memory(value('container')).space.map(value('iova'), value('frame'), value('pages'));
       case 'vfio:unpin_run': return value('vendor') === 1 ? undefined : this.unpinned(value('container'), value('iova'), value('pages'));
       case 'kvm:set_memory_region': return this.slot(value('vm'), value('slot'), { page: value('gpa'), pages: value('pages'), hva: value('hva') });
-      default: this.faulted(value('vm'), value('gpa'), value('hpa'));
+      case 'kvm:page_fault': return this.faulted(value('vm'), value('gpa'), value('hpa'));
+      // its devices may be somebody else's from now on
+      default: if (this.text(value('state')) === 'off') this.slots.delete(value('guest'));
     }
   }
 

@@ -1,6 +1,6 @@
 /**
  * What reaches the hardware queues behind mediated devices: descriptors under the PASID of the mediated device's own
- * container, which its user neither chooses nor sees (X3, Y3).
+ * container, which its user neither chooses nor sees (X2).
  */
 import { SWERR } from '../../devices/dsa/spec/registers.js';
 import { Checker } from './invariant.js';
@@ -8,7 +8,13 @@ import { Checker } from './invariant.js';
 interface Lease {
   readonly mdev: number;
   readonly device: number;
-  readonly wq: number;
+  /** One number for a queue of a device. */
+  readonly queue: number;
+}
+
+/** One number for two numbers of the trace. */
+function pair(a: number, b: number): number {
+  return a * 2 ** 26 + b;
 }
 
 export interface OwnPasidParts {
@@ -28,11 +34,13 @@ export class QueuesTakeOwnPasid extends Checker {
     'vfio:container_device_end', 'dsa:submit', 'dsa:sw_error', 'vdsa:portal_refused',
   ];
   private readonly parts: OwnPasidParts;
+  /** By mediated device, and by queue. */
   private readonly leases = new Map<number, Lease>();
+  private readonly onQueue = new Map<number, Set<Lease>>();
   /** Groups of mediated devices, containers of groups, PASIDs of devices in containers. */
   private readonly groupOf = new Map<number, number>();
   private readonly containerOf = new Map<number, number>();
-  private readonly pasids = new Map<string, number>();
+  private readonly pasids = new Map<number, number>();
   private readonly open = new Set<number>();
 
   constructor(parts: OwnPasidParts) {
@@ -42,15 +50,15 @@ export class QueuesTakeOwnPasid extends Checker {
 
   observe(kind: string, value: (argument: string) => number): void {
     switch (kind) {
-      case 'vdsa:lease': return void this.leases.set(value('mdev'), { mdev: value('mdev'), device: value('device'), wq: value('wq') });
+      case 'vdsa:lease': return this.leased({ mdev: value('mdev'), device: value('device'), queue: pair(value('device'), value('wq')) });
       case 'mdev:create': return void this.groupOf.set(value('uuid'), value('group'));
-      case 'mdev:remove': return void this.leases.delete(value('uuid'));
+      case 'mdev:remove': return this.ended(value('uuid'));
       case 'vfio:open_device': return void this.open.add(value('device'));
       case 'vfio:close_device': return void this.open.delete(value('device'));
       case 'vfio:group_set_container': return void this.containerOf.set(value('group'), value('container'));
       case 'vfio:group_unset_container': return void this.containerOf.delete(value('group'));
-      case 'vfio:container_device': return void this.pasids.set(`${value('container')} ${value('device')}`, value('pasid'));
-      case 'vfio:container_device_end': return void this.pasids.delete(`${value('container')} ${value('device')}`);
+      case 'vfio:container_device': return void this.pasids.set(pair(value('container'), value('device')), value('pasid'));
+      case 'vfio:container_device_end': return void this.pasids.delete(pair(value('container'), value('device')));
       case 'dsa:submit': return this.submitted(value('device'), value('wq'), value('pasid'));
       case 'dsa:sw_error': return value('error') === SWERR.POSTED_TO_SHARED ? this.posted(value('device'), value('wq')) : undefined;
       default: return value('posted') === 1 ? undefined : this.refused(value('mdev'), value('pasid'));
@@ -59,15 +67,15 @@ export class QueuesTakeOwnPasid extends Checker {
 
   private submitted(name: number, wq: number, pasid: number): void {
     const leases = this.leasesOf(name, wq);
-    if (leases.length === 0) return;
+    if (leases === undefined) return;
     this.checked++;
-    if (leases.some((lease) => this.open.has(lease.mdev) && this.pasidOf(lease) === pasid)) return;
-    const whose = leases.map((lease) => `${this.parts.text(lease.mdev)} (${this.open.has(lease.mdev) ? `PASID ${this.pasidOf(lease) ?? 'none'}` : 'closed'})`).join(', ');
+    for (const lease of leases) if (this.open.has(lease.mdev) && this.pasidOf(lease) === pasid) return;
+    const whose = [...leases].map((lease) => `${this.parts.text(lease.mdev)} (${this.open.has(lease.mdev) ? `PASID ${this.pasidOf(lease) ?? 'none'}` : 'closed'})`).join(', ');
     this.violate(`queue ${wq} of ${this.parts.text(name)} took a descriptor under PASID ${pasid}; it is the queue of ${whose}`);
   }
 
   private posted(name: number, wq: number): void {
-    if (this.leasesOf(name, wq).length === 0) return;
+    if (this.leasesOf(name, wq) === undefined) return;
     this.checked++;
     this.violate(`a plain store reached the portal of queue ${wq} of ${this.parts.text(name)}, which mediated devices share`);
   }
@@ -79,13 +87,28 @@ export class QueuesTakeOwnPasid extends Checker {
     if (![...this.pasids.values()].includes(pasid)) this.violate(`a guest's enqueue to ${this.parts.text(mdev)} came with PASID ${pasid}, which its virtual processor did not translate`);
   }
 
-  private leasesOf(name: number, wq: number): Lease[] {
-    const device = this.parts.deviceOf(name);
-    return [...this.leases.values()].filter((lease) => lease.device === device && lease.wq === wq);
+  private leased(lease: Lease): void {
+    this.leases.set(lease.mdev, lease);
+    const others = this.onQueue.get(lease.queue);
+    if (others === undefined) this.onQueue.set(lease.queue, new Set([lease]));
+    else others.add(lease);
+  }
+
+  private ended(mdev: number): void {
+    const lease = this.leases.get(mdev);
+    if (lease === undefined) return;
+    this.leases.delete(mdev);
+    const others = this.onQueue.get(lease.queue)!;
+    others.delete(lease);
+    if (others.size === 0) this.onQueue.delete(lease.queue);
+  }
+
+  private leasesOf(name: number, wq: number): ReadonlySet<Lease> | undefined {
+    return this.onQueue.get(pair(this.parts.deviceOf(name), wq));
   }
 
   private pasidOf({ mdev, device }: Lease): number | undefined {
     const container = this.containerOf.get(this.groupOf.get(mdev) ?? -1);
-    return container === undefined ? undefined : this.pasids.get(`${container} ${device}`);
+    return container === undefined ? undefined : this.pasids.get(pair(container, device));
   }
 }

@@ -63,7 +63,10 @@ export function passthroughCheckers(host: Host): Checker[] {
   return [
     new OpenDevicesStay(text),
     new UuidsUnique(text),
-    new SilentWhileClosed(sourcesOf(host), (source) => functionAt(source)?.busMaster ?? false),
+    new SilentWhileClosed(sourcesOf(host), (source) => {
+      const fn = functionAt(source);
+      return fn?.bus !== undefined && fn.busMaster;
+    }),
     new StoppedDevicesAreQuiet(text),
     new UnpinnedUnreachable(),
     new VendorsGiveBack(text),

@@ -4,6 +4,8 @@ import { DsaDevice } from '../../devices/dsa/hardware/dsa-device.js';
 import type { DescriptorReport } from '../../devices/dsa/hardware/job.js';
 import type { IdxdWqOptions } from '../../devices/dsa/driver/idxd-options.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
+import { MemoryMedium } from '../../devices/nvme/hardware/medium.js';
+import { NvmeDevice } from '../../devices/nvme/hardware/nvme-device.js';
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import type { Timing } from '../../host/timing.js';
 import type { Clock } from '../../sim/clock.js';
@@ -40,6 +42,7 @@ interface Parts {
   readonly timing: Timing;
   readonly trace: Trace;
   readonly defects: ReadonlySet<string>;
+  readonly file: Settings['file'];
   /** How guests set up devices that they get as a whole: the hardware must be able to. */
   readonly queuesInGuests: ReadonlyMap<string, readonly (readonly { readonly size: number }[])[]>;
 }
@@ -69,6 +72,10 @@ const FACTORIES: { readonly [M in DeviceTopology['model']]: (device: Extract<Dev
         pasidBits: device['pasid-bits'], siov: device.siov, integrated, mdevVectors: mdevSlots(device),
       },
     }).function;
+  },
+  nvme: (device, parts) => {
+    const medium = new MemoryMedium(device.size, device.image === undefined ? undefined : parts.file?.(device.image));
+    return new NvmeDevice({ ...parts, name: device.name, medium, config: { ioQueues: device['io-queues'] } }).function;
   },
   edu: (device, parts) => new EduDevice({ ...parts, name: device.name, config: { dmaMask: 2 ** Math.min(device['dma-mask-bits'], 52) - 1 } }).function,
 };
@@ -100,8 +107,8 @@ function plug(tree: PciTree, device: DeviceTopology, parts: Parts): DeviceModel 
 
 export const devicesModule = new ContainerModule(({ bind }) => {
   bind(DEVICE_MODELS).toResolvedValue(
-    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects }: Settings): DeviceModels => {
-      const parts = { clock, scheduler, timing, trace, defects, queuesInGuests: queuesInGuests(topology) };
+    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects, file }: Settings): DeviceModels => {
+      const parts = { clock, scheduler, timing, trace, defects, file, queuesInGuests: queuesInGuests(topology) };
       return { models: topology.host.devices.map((device) => plug(tree, device, parts)) };
     },
     [PCI_TREE, CLOCK, SCHEDULER, TIMING, TRACE, SETTINGS],

@@ -4,6 +4,7 @@ import { IdxdDriver } from '../../devices/dsa/driver/idxd.js';
 import type { IdxdMdevHooks, IdxdOptions } from '../../devices/dsa/driver/idxd-options.js';
 import { EduDriver } from '../../devices/edu/driver/edu-driver.js';
 import { MttyDriver } from '../../devices/mtty/driver/mtty-driver.js';
+import { NvmeDriver } from '../../devices/nvme/driver/nvme-driver.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { PciDriver } from '../../host/pci/kernel/drivers.js';
 import type { PciDevice } from '../../host/pci/kernel/pci-device.js';
@@ -23,6 +24,7 @@ export interface KernelDrivers {
   readonly idxd: IdxdDriver;
   readonly edu: EduDriver;
   readonly mtty: MttyDriver;
+  readonly nvme: NvmeDriver;
 }
 
 /** What a guest's kernel puts into the PASID field of what it enqueues: its virtual CPU knows the real one. */
@@ -35,7 +37,8 @@ export const driversModule = new ContainerModule(({ bind }) => {
       const idxd = new IdxdDriver({ clock, scheduler, timing, log, iommu: core, memory, defects, ...(mdev === undefined ? {} : { mdev }) }, (pci) => idxdOptions(pci, configured, scope !== ''));
       const edu = new EduDriver({ clock, scheduler, log, dma: core.dma });
       const mtty = new MttyDriver({ clock, scheduler, timing, log, dma: core.dma });
-      return { list: [idxd, edu, mtty], idxd, edu, mtty };
+      const nvme = new NvmeDriver({ clock, scheduler, log, dma: core.dma, memory, defects });
+      return { list: [idxd, edu, mtty, nvme], idxd, edu, mtty, nvme };
     },
     [DEVICE_MODELS, CLOCK, SCHEDULER, TIMING, LOG, MEMORY, IOMMU_CORE, IDXD_MDEV, SETTINGS],
   ).inSingletonScope();

@@ -18,6 +18,8 @@ export interface Settings {
   readonly defects: ReadonlySet<string>;
   /** What the IOMMU's registers say, instead of what the topology's words make of them: those of a recorded unit. */
   readonly unitRegisters?: UnitRegisters;
+  /** Content of a file that the topology names. */
+  readonly file?: (path: string) => Uint8Array;
   /** Records what happens at the IOMMU. */
   readonly recorder?: VectorRecorder;
   /** Trace records kept; older ones are dropped from the ring, never from the hash. */

@@ -49,6 +49,10 @@ export class Guest {
   /** Programs of this boot and earlier ones. */
   readonly allPrograms: Program[] = [];
   boots = 0;
+  /** A shutdown is under way. */
+  private ending = false;
+  /** `kernel` runs no more: the guest was reset or killed. */
+  private abandoned = false;
   /** The balloon driver of the guest's kernel. */
   private ballooning: GuestBalloon | undefined;
   private readonly parts: GuestParts;
@@ -87,6 +91,8 @@ export class Guest {
     } catch (error) {
       if (!isErrno(error)) throw error;
       yield* process.exit();
+      // killed while it was being made: that is what became of it
+      if (this.life !== 'starting') return;
       this.vmm = undefined;
       this.life = 'refused';
       this.reason = error.message;
@@ -128,6 +134,7 @@ export class Guest {
     this.boots++;
     this.disconnect = vmm.connectInterrupts(kernel.interrupts);
     this.kernel = kernel;
+    this.abandoned = false;
     this.logs.push(kernel.log);
     this.ballooning = new GuestBalloon(kernel.frames);
     this.world = new KernelWorld(scenario, kernel, this.name, index);
@@ -170,18 +177,28 @@ export class Guest {
     this.checkRunning();
     this.life = 'starting';
     this.abandonKernel('the guest was reset');
-    yield* this.vmm!.reset();
-    yield* this.bootKernel();
+    try {
+      yield* this.vmm!.reset();
+    } catch (error) {
+      // a VMM that was killed meanwhile resets nothing any more
+      if (this.life === 'starting' || !isErrno(error)) throw error;
+    }
+    if (this.life === 'starting') yield* this.bootKernel();
   }
 
   /** In order: processes end, drivers let their devices go, the VMM exits. */
   *shutdown(): Steps {
     this.checkRunning();
-    yield* this.onCpus('shutdown', this.endAll());
-    if (!this.alive) return;
-    yield* this.vmm!.powerOff();
-    yield* this.process!.exit();
-    this.life = 'off';
+    this.ending = true;
+    try {
+      yield* this.onCpus('shutdown', this.endAll());
+      if (this.life !== 'running') return;
+      yield* this.vmm!.powerOff();
+      yield* this.process!.exit();
+      if (this.life === 'running') this.life = 'off';
+    } finally {
+      this.ending = false;
+    }
   }
 
   private *endAll(): Steps {
@@ -203,7 +220,6 @@ export class Guest {
     this.life = 'killed';
     this.reason = 'VMM killed';
     this.abandonKernel('VMM killed');
-    for (const done of this.waiting) done.complete();
     this.vmm!.killed();
     yield* this.process!.exit();
   }
@@ -227,16 +243,20 @@ export class Guest {
 
   /** Who asks for a device gets it: the guest's kernel lets it go, then it is pulled. */
   private *eject(name: string): Steps {
-    const model = this.kernel?.devices.models.find((candidate) => candidate.name === name);
-    const pci = model === undefined ? undefined : this.kernel!.pci.find(model.bdf);
-    if (model === undefined || pci === undefined || !this.alive) return;
-    yield* this.onCpus(`eject of ${name}`, this.kernel!.pci.remove(pci));
-    this.kernel!.tree.complex.remove(model.function, { surprise: false });
-    this.world!.noticeGone(model);
+    const { kernel, world } = this;
+    const model = kernel?.devices.models.find((candidate) => candidate.name === name);
+    const pci = model === undefined ? undefined : kernel!.pci.find(model.bdf);
+    if (model === undefined || pci === undefined || !this.alive || this.abandoned) return;
+    yield* this.onCpus(`eject of ${name}`, kernel!.pci.remove(pci));
+    // a kernel that was reset or killed meanwhile has nothing to be told
+    if (this.kernel !== kernel || this.abandoned) return;
+    kernel!.tree.complex.remove(model.function, { surprise: false });
+    world!.noticeGone(model);
   }
 
   /** The guest's kernel is gone from one moment to the next; its programs stop where they are. */
   private abandonKernel(reason: string): void {
+    this.abandoned = true;
     this.disconnect();
     this.kernel?.core.close();
     this.kernel?.interrupts.close();
@@ -245,9 +265,11 @@ export class Guest {
       program.abandon(reason);
       this.allPrograms.push(program);
     }
+    for (const done of this.waiting) done.complete();
   }
 
   private checkRunning(): void {
+    if (this.ending) throw new Errno('EBUSY', `guest ${this.name} is shutting down`);
     if (this.state !== 'running') throw new Errno('EINVAL', `guest ${this.name} is ${this.state}`);
   }
 

@@ -12,6 +12,7 @@ import type { ProcessTopology, Step } from '../topology/schema.js';
 import { DsaHandle } from './dsa-handle.js';
 import type { Flow } from './flows.js';
 import { MttyHandle } from './mtty-handle.js';
+import { NvmeHandle } from './nvme-handle.js';
 import { PinnedHandle } from './pinned-handle.js';
 import type { UserHandle } from './operations.js';
 import { Program } from './program.js';
@@ -104,14 +105,18 @@ export class KernelWorld implements ScenarioWorld {
   *open(process: Process, device: string, queue: string | undefined, malloc: Malloc): Steps<{ fd: number; user: UserHandle }> {
     const { pci } = this.device(device);
     const { clock, scheduler, timing } = this;
-    const { idxd, mtty } = this.kernel.kernelDrivers;
+    const { idxd, mtty, nvme } = this.kernel.kernelDrivers;
     const driver = this.kernel.drivers.driverOf(pci);
     if (driver === undefined) throw new Errno('ENODEV', `${device} has no driver; ${this.whyUnbound(pci)}`);
     if (driver === mtty) {
       const file = yield* mtty.open(pci, process, queue);
       return { fd: file.fd, user: new MttyHandle({ clock, scheduler, device, file }) };
     }
-    if (driver !== idxd) throw new Errno('ENOTTY', `${device} has no user queues; its driver works for the kernel only`);
+    if (driver === nvme) {
+      const file = yield* nvme.open(pci, process);
+      return { fd: file.fd, user: new NvmeHandle({ clock, device, file }) };
+    }
+    if (driver !== idxd) throw new Errno('ENOTTY', `${device} has no user queues: its driver is ${driver.name}`);
     const wq = this.queue(pci, queue);
     if (wq.options.type === 'kernel') {
       const file = yield* idxd.openPinned(pci, process, wq.options.name);

@@ -44,9 +44,21 @@ export interface Submission {
   results(): readonly OperationResult[];
 }
 
+/** Files of devices that hold data. Offsets and sizes in bytes; what they ask for in alignment is the device's. */
+export interface DataFile {
+  /** Into the process's memory; answers how many bytes, fewer at the end. EINVAL, EFAULT, ENOMEM, EIO, ENODEV. */
+  pread(address: number, offset: number, sizeBytes: number): Steps<number>;
+  /** From the process's memory. As `pread`; ENOSPC behind the end. */
+  pwrite(address: number, offset: number, sizeBytes: number): Steps<number>;
+  /** EIO, ENODEV. */
+  fsync(): Steps;
+}
+
 /** One open file of a process on a device. */
 export interface UserHandle {
   readonly device: string;
+  /** Reads and writes that a program makes as of a file; undefined where there is nothing to read. */
+  readonly data?: DataFile;
   readonly pasid: number;
   /** The device or its driver is gone; operations end as aborted. */
   readonly gone: boolean;

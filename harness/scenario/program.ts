@@ -13,7 +13,7 @@ import { WaitQueue, type Steps, type Task } from '../../sim/task.js';
 import { STEP_VERBS, type BufferRef, type Operand, type Step, type Submit } from '../topology/schema.js';
 import type { Flow } from './flows.js';
 import { CpuMemory } from './cpu-memory.js';
-import { IDLE_NS, type Operation, type OperationResult, type Submission, type UserHandle } from './operations.js';
+import { IDLE_NS, type DataFile, type Operation, type OperationResult, type Submission, type UserHandle } from './operations.js';
 import type { ScenarioWorld } from './world.js';
 
 const PROT = { none: 0, r: 1, rw: 3, rx: 5, rwx: 7 } as const;
@@ -187,6 +187,9 @@ export class Program {
     }
     if (step.fill !== undefined) return yield* this.fill(step.fill);
     if (step.submit !== undefined) return yield* this.submit(step.submit);
+    if (step.pread !== undefined) return yield* this.transfer('pread', step.pread.from, step.pread.buffer, step.pread.offset);
+    if (step.pwrite !== undefined) return yield* this.transfer('pwrite', step.pwrite.to, step.pwrite.buffer, step.pwrite.offset);
+    if (step.fsync !== undefined) return yield* this.dataOf(step.fsync.handle).fsync();
     if (step.wait !== undefined) return yield* this.wait(step.wait.for, step.wait.status);
     if (step.verify !== undefined) return yield* this.verify(step.verify);
     if (step.fork !== undefined) return yield* this.fork(step.fork.name, step.fork.steps);
@@ -266,6 +269,20 @@ export class Program {
     const operations: Operation[] = [];
     for (let i = 0; i < submit.times; i++) operations.push(...this.operations(submit));
     handle.pending.push(yield* handle.user.submit(operations, { batch: submit.batch, noWait: submit['no-wait'] }));
+  }
+
+  /** Reads or writes a file of a device. A short count fails the step: the buffer reaches beyond the end. */
+  private *transfer(verb: 'pread' | 'pwrite', name: string | undefined, ref: BufferRef, offset: number): Steps {
+    const { address, sizeBytes } = this.resolve(ref);
+    const bytes = yield* this.dataOf(name)[verb](address, offset, sizeBytes);
+    if (bytes < sizeBytes) throw new StepFailure(`${verb} moved ${bytes} of ${sizeBytes} bytes: the device ends there`);
+  }
+
+  /** EBADF; ESPIPE a device without data. */
+  private dataOf(name: string | undefined): DataFile {
+    const [key, { user }] = this.handle(name);
+    if (user.data === undefined) throw new Errno('ESPIPE', `${key} is no file that can be read or written at an offset`);
+    return user.data;
   }
 
   private operations(submit: Submit): Operation[] {

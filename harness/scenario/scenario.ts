@@ -51,7 +51,9 @@ export class Scenario implements SharedScenario {
     for (const process of [...topology.processes, ...topology.guests.flatMap((guest) => guest.processes)]) this.progress.stepsTotal += process.count * countSteps(process.steps);
     this.world.begin(topology.processes);
     for (const guest of topology.guests) {
-      const made = this.newGuest(guest);
+      const made = this.guests.get(guest.name) ?? this.newGuest(guest);
+      // code has it in its hands
+      if (made.state !== 'off' || made.boots > 0) continue;
       this.clock.post(guest.start, () => void this.host.scheduler.spawn(`start of ${guest.name}`, made.start()));
     }
     topology.inject.forEach((inject, i) => {
@@ -146,7 +148,8 @@ export class Scenario implements SharedScenario {
     if (model.function.bus === undefined) throw new Errno('ENODEV', `${name} is not there`);
     if (how === 'reset') return yield* pci.reset();
     if (how === 'remove') yield* this.host.pci.remove(pci);
-    this.host.tree.complex.remove(model.function, { surprise: how === 'unplug' });
+    // somebody else may have been quicker while the driver let go of it
+    if (model.function.bus !== undefined) this.host.tree.complex.remove(model.function, { surprise: how === 'unplug' });
     this.world.noticeGone(model);
     yield* sleep(this.clock, this.host.timing.jittered(PRESENCE_NS));
     yield* this.host.pci.removeAbsent();

@@ -99,7 +99,7 @@ export class DeviceHandle implements AsyncDisposable, Disposable {
   }
 
   private get isOpen(): boolean {
-    return !this.program.exited && this.program.opened.get(this.name) === this.handle;
+    return !this.program.exited && !this.session.isGone(this.program.world.scheduler) && this.program.opened.get(this.name) === this.handle;
   }
 
   private async one(operation: BatchOperation, options: OperationOptions): Promise<DeviceResult> {

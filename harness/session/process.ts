@@ -40,8 +40,9 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
     return this.program.process.pid;
   }
 
+  /** Also when the guest that it ran in has ended. */
   get exited(): boolean {
-    return this.program.exited;
+    return this.program.exited || this.session.isGone(this.program.world.scheduler);
   }
 
   /**
@@ -150,7 +151,7 @@ export class SimulatedProcess implements AsyncDisposable, Disposable {
 
   /** Ends the process: its address space goes, its files are closed. Ending twice does nothing. */
   async exit(): Promise<void> {
-    await this.perform('exit', this.program.exit());
+    if (!this.exited) await this.perform('exit', this.program.exit());
   }
 
   /** SIGKILL: what waits for a device is rejected, its flow has failed, and the process ends. */

@@ -6,6 +6,7 @@
 import type { VirtualClock } from '../../sim/clock.js';
 import type { Scheduler, Steps, Task } from '../../sim/task.js';
 import { LimitReached } from '../limit-reached.js';
+import { Killed } from '../scenario/program.js';
 
 /** Everything that runs waits for something that never comes. */
 export class Deadlock extends Error {
@@ -14,6 +15,8 @@ export class Deadlock extends Error {
 
 interface Awaited {
   readonly task: Task<unknown>;
+  /** It will never end: the kernel that it ran in is no more. */
+  readonly gone: () => boolean;
   readonly resolve: (value: unknown) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -30,22 +33,25 @@ export class Turns {
     this.deadlockReport = deadlockReport;
   }
 
-  /** Runs `steps` as a task of that name, of a kernel's scheduler; what it returns or throws. */
-  perform<T>(name: string, steps: Steps<T>, scheduler: Scheduler): Promise<T> {
+  /**
+   * Runs `steps` as a task of that name, of a kernel's scheduler; what it returns or throws, Killed when the kernel ends before it.
+   * @param gone whether that kernel is no more
+   */
+  perform<T>(name: string, steps: Steps<T>, scheduler: Scheduler, gone: () => boolean): Promise<T> {
     const task = scheduler.spawn(name, steps, { joined: true });
     return new Promise<T>((resolve, reject) => {
-      this.awaited.push({ task: task as Task<unknown>, resolve: resolve as (value: unknown) => void, reject });
+      this.awaited.push({ task: task as Task<unknown>, gone, resolve: resolve as (value: unknown) => void, reject });
       this.schedule();
     });
   }
 
   /** Answers tasks that have ended while somebody else ran the clock. */
   settle(): void {
-    const ended = this.awaited.filter(({ task }) => task.ended);
-    this.awaited = this.awaited.filter(({ task }) => !task.ended);
+    const ended = this.awaited.filter(hasEnded);
+    this.awaited = this.awaited.filter((one) => !hasEnded(one));
     for (const { task, resolve, reject } of ended) {
       if (task.state === 'done') resolve(task.result);
-      else reject(task.error ?? new Error(`${task.name} was killed`));
+      else reject(task.error ?? new Killed(task.name));
     }
   }
 
@@ -84,6 +90,10 @@ export class Turns {
   }
 
   private oneEnded(): boolean {
-    return this.awaited.some(({ task }) => task.ended);
+    return this.awaited.some(hasEnded);
   }
+}
+
+function hasEnded({ task, gone }: Awaited): boolean {
+  return task.ended || gone();
 }

@@ -25,7 +25,7 @@ function checkMdev(mdev: MdevTopology, i: number, { host }: Topology, taken: Map
   const parents = [...host.devices, ...host['mdev-parents']];
   const parent = parents.find(({ name }) => name === mdev.parent);
   if (parent === undefined) return report(['mdevs', i, 'parent'], unknownName('device', mdev.parent, parents.map(({ name }) => name)));
-  if (parent.model === 'edu') return report(['mdevs', i, 'parent'], `"${parent.name}" is an edu, which is no parent of mediated devices`);
+  if (parent.model === 'edu' || parent.model === 'nvme') return report(['mdevs', i, 'parent'], `"${parent.name}" is an ${parent.model}, which is no parent of mediated devices`);
   const types: readonly string[] = MDEV_TYPES[parent.model];
   if (!types.includes(mdev.mdev_type)) return report(['mdevs', i, 'mdev_type'], unknownName('type', mdev.mdev_type, types));
   if (parent.model !== 'dsa') return;
@@ -38,7 +38,7 @@ function checkMdev(mdev: MdevTopology, i: number, { host }: Topology, taken: Map
   const kind = `${mdev.parent} ${mdev.mdev_type}`, before = taken.get(kind) ?? 0;
   if (mdev.start === 'auto') taken.set(kind, before + 1);
   const instances = mode === 'dedicated' ? queues : parent['mdev-slots'];
-  if (mdev.start === 'auto' && before >= instances) report(['mdevs', i, 'mdev_type'], `"${parent.name}" has ${instances} instance(s) of ${mdev.mdev_type}, and all are taken`);
+  if (mdev.start === 'auto' && queues > 0 && before >= instances) report(['mdevs', i, 'mdev_type'], `"${parent.name}" has ${instances} instance(s) of ${mdev.mdev_type}, and all are taken`);
 }
 
 export function checkGuests(topology: Topology, report: Report): void {

@@ -77,7 +77,8 @@ function checkSteps(steps: readonly Step[], path: readonly PropertyKey[], scope:
       checkQueue(step.open, context.devices, at, report);
       scope.handles.add(step.open.as ?? step.open.device);
     }
-    for (const [verb, key, handle] of [['close', 'handle', step.close?.handle], ['submit', 'to', step.submit?.to], ['wait', 'for', step.wait?.for]] as const) {
+    for (const [verb, key, handle] of [['close', 'handle', step.close?.handle], ['submit', 'to', step.submit?.to], ['wait', 'for', step.wait?.for],
+      ['pread', 'from', step.pread?.from], ['pwrite', 'to', step.pwrite?.to], ['fsync', 'handle', step.fsync?.handle]] as const) {
       if (handle !== undefined && !scope.handles.has(handle)) report(at(verb, key), unknownName('handle', handle, [...scope.handles]));
     }
     if (step.submit !== undefined) checkSubmit(step.submit, at, scope, report);
@@ -121,6 +122,8 @@ function checkBufferUse(step: Step, at: (...keys: PropertyKey[]) => PropertyKey[
   use(step.fill?.buffer, 'fill', 'buffer');
   use(step.verify?.buffer, 'verify', 'buffer');
   use(step.verify?.equals, 'verify', 'equals');
+  use(step.pread?.buffer, 'pread', 'buffer');
+  use(step.pwrite?.buffer, 'pwrite', 'buffer');
   const submit = step.submit;
   use(submit?.copy?.from, 'submit', 'copy', 'from');
   use(submit?.copy?.to, 'submit', 'copy', 'to');
@@ -142,7 +145,8 @@ function checkSubmit(submit: NonNullable<Step['submit']>, at: (...keys: Property
   if (submit.chunk === 0) report(at('submit', 'chunk'), '0 is too small; allowed: at least 1');
 }
 
-function checkFile(file: string, { directory, report }: Context, path: readonly PropertyKey[]): void {
+/** A file that the topology names must be there. */
+export function checkFile(file: string, { directory, report }: Pick<Context, 'directory' | 'report'>, path: readonly PropertyKey[]): void {
   try {
     if (!statSync(resolve(directory, file)).isFile()) report(path, `"${file}" is no regular file`);
   } catch {

@@ -3,7 +3,7 @@ import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { layoutFor } from '../compose/layout.js';
 import { capabilityOptions } from './capability-options.js';
 import { checkGuests, checkMdevs } from './check-guests.js';
-import { checkAllSteps, processNames } from './check-steps.js';
+import { checkAllSteps, checkFile, processNames } from './check-steps.js';
 import { unique, unknownName, type Report } from './problems.js';
 import { formatBdf } from './units.js';
 import type { DeviceTopology, Topology } from './schema.js';
@@ -22,7 +22,7 @@ export function semanticProblems(topology: Topology, directory: string): PathPro
   const problems: PathProblem[] = [];
   const report = (path: readonly PropertyKey[], message: string): void => void problems.push({ path, message });
   checkHost(topology, report);
-  checkDevices(topology, report);
+  checkDevices(topology, directory, report);
   checkMdevs(topology, report);
   checkGuests(topology, report);
   checkAllSteps(topology, directory, report);
@@ -44,7 +44,7 @@ function checkHost({ host }: Topology, report: Report): void {
   for (const text of problems) report(['host', 'iommu'], text);
 }
 
-function checkDevices({ host }: Topology, report: Report): void {
+function checkDevices({ host }: Topology, directory: string, report: Report): void {
   const names = new Map<string, number>();
   const places = new Map<string, number>();
   const ports = host.ports.map((port) => port.name);
@@ -66,6 +66,7 @@ function checkDevices({ host }: Topology, report: Report): void {
       report(at('bdf'), `function ${device.bdf.function} needs a function 0 beside it`);
     }
     if (device.model === 'dsa') checkDsa(device, host, at, report);
+    if (device.model === 'nvme') checkNvme(device, directory, at, report);
   });
 }
 
@@ -90,6 +91,14 @@ function checkDsa(device: Extract<DeviceTopology, { model: 'dsa' }>, host: Topol
   });
   unique(device['work-queues'].map((queue, i) => queue.name ?? `wq0.${i}`), (name) => name, (i, first) => report([...at('work-queues'), i, 'name'], `is taken by work-queues[${first}]`));
   if (device.engines < device.groups) report(at('engines'), `${device.engines} engines for ${device.groups} groups; every group needs one`);
+}
+
+const MAX_NAMESPACE = 2 ** 44;
+
+function checkNvme(device: Extract<DeviceTopology, { model: 'nvme' }>, directory: string, at: (key: string) => PropertyKey[], report: Report): void {
+  if (device.size < 4096 || device.size > MAX_NAMESPACE) report(at('size'), `${device.size} bytes; allowed: 4KiB to 16TiB`);
+  if (device.size % 512 !== 0) report(at('size'), `${device.size} bytes are no whole number of blocks of 512 bytes`);
+  if (device.image !== undefined) checkFile(device.image, { directory, report }, at('image'));
 }
 
 function checkInjections(topology: Topology, report: Report): void {

@@ -136,7 +136,15 @@ const edu = z.strictObject({
   'dma-mask-bits': z.int().min(28).max(64).default(28),
 });
 
-const device = z.discriminatedUnion('model', [dsa, edu]).meta({ id: 'device' });
+const nvme = z.strictObject({
+  model: z.literal('nvme'),
+  ...functionCommon,
+  size: size.default(64 * 2 ** 20).describe('Bytes of the namespace, whole blocks of 512 bytes'),
+  image: z.string().optional().describe('Content of its first bytes, a file relative to the topology; never written to'),
+  'io-queues': z.int().min(1).max(64).default(4).describe('I/O queue pairs, each with an interrupt vector'),
+});
+
+const device = z.discriminatedUnion('model', [dsa, edu, nvme]).meta({ id: 'device' });
 
 const port = z.strictObject({
   name,
@@ -222,6 +230,10 @@ const stepBase = z.strictObject({
   touch: z.strictObject({ buffer: bufferRef, write: z.boolean().default(false) }).optional(),
   fill: z.strictObject({ buffer: bufferRef, value: z.int().min(0).max(255).optional(), random: z.int().optional().describe('Seed of random bytes') }).optional(),
   submit: submit.optional(),
+  pread: z.strictObject({ from: name.optional().describe('Handle of a block device; default: the only open one'), buffer: bufferRef, offset: size.default(0) }).optional()
+    .describe('Reads a block device into a buffer, as a file opened with O_DIRECT; returns when the data is there'),
+  pwrite: z.strictObject({ to: name.optional().describe('Handle; default: the only open one'), buffer: bufferRef, offset: size.default(0) }).optional().describe('Writes a buffer to a block device'),
+  fsync: z.strictObject({ handle: name.optional() }).optional().describe('What was written is on the medium afterwards'),
   wait: z.strictObject({ for: name.optional(), status: completionStatus.default('success').describe('How the operations end: all with success, or at least one with another status') }).optional(),
   verify: z.strictObject({
     buffer: bufferRef, equals: bufferRef.optional(), file: z.string().optional(), sha256: z.string().regex(/^[0-9a-f]{64}$/).optional(),

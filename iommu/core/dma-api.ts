@@ -265,16 +265,16 @@ export class DmaApi {
     const dma = this.dmaOf(record.group);
     const key = isIdentity(record) ? address : address - (address % PAGE_SIZE);
     const mapping = bestMatch(dma.mappings.get(key), record, kind, sizeBytes);
-    const what = `[device address=${hex(address, 16)}] [size=${sizeBytes} bytes]`;
+    const what = (): string => `[device address=${hex(address, 16)}] [size=${sizeBytes} bytes]`;
     if (mapping === undefined) {
-      this.violation(record, `device driver tries to free DMA memory it has not allocated ${what}`);
+      this.violation(record, `device driver tries to free DMA memory it has not allocated ${what()}`);
       return false;
     }
     if (mapping.kind !== kind) {
-      this.violation(record, `device driver frees DMA memory with wrong function ${what} [mapped as ${mapping.kind}] [unmapped as ${kind}]`);
+      this.violation(record, `device driver frees DMA memory with wrong function ${what()} [mapped as ${mapping.kind}] [unmapped as ${kind}]`);
       return false;
     }
-    if (mapping.sizeBytes !== sizeBytes) this.violation(record, `device driver frees DMA memory with different size ${what} [map size=${mapping.sizeBytes} bytes]`);
+    if (mapping.sizeBytes !== sizeBytes) this.violation(record, `device driver frees DMA memory with different size ${what()} [map size=${mapping.sizeBytes} bytes]`);
     yield* this.unmapMapping(record, dma, key, mapping);
     return true;
   }

@@ -4,7 +4,7 @@
  */
 import type { Mm } from '../../host/mm/mm.js';
 import { BenchMachine } from './machine.js';
-import { timeMs } from './measure.js';
+import { heapBytes, timeMs } from './measure.js';
 import type { Row } from './report.js';
 
 const STEPS = [1, 10, 100, 1_000, 10_000, 100_000] as const;
@@ -14,14 +14,6 @@ const KIB = 1024;
 
 /** A trace this short is no part of what grows. */
 const TRACE = { traceRecords: 1024 } as const;
-
-/** Heap in use after a collection. Simulated memory and other array buffers are outside. */
-function heapBytes(): number {
-  if (globalThis.gc === undefined) throw new Error('run with --expose-gc');
-  globalThis.gc();
-  globalThis.gc();
-  return process.memoryUsage().heapUsed;
-}
 
 function* binds(): Generator<Row> {
   const world = new BenchMachine({ memory: '4GiB', ...TRACE });

@@ -21,6 +21,8 @@ export interface BenchMachineOptions {
   readonly workers?: number;
   /** Default: the product's. */
   readonly traceRecords?: number;
+  /** SVA is enabled on the function; default true. */
+  readonly sva?: boolean;
 }
 
 export class BenchMachine {
@@ -53,7 +55,7 @@ export class BenchMachine {
     host.tree.insert({ ...host.settings.topology.host.devices[0]!, bdf: { segment: 0, bus: 0, device: 2, function: 0 } }, this.function);
     this.machine.boot();
     this.device = host.pci.find('0000:00:02.0')!;
-    this.machine.execute('enable SVA', this.enable());
+    if (options.sva ?? true) this.machine.execute('enable SVA', this.enable());
   }
 
   get port(): DmaPort {

@@ -41,6 +41,14 @@ export function timeMs(work: () => void): number {
   return (user + system) / 1000;
 }
 
+/** Heap in use after a collection. Simulated memory and other array buffers are outside. */
+export function heapBytes(): number {
+  if (globalThis.gc === undefined) throw new Error('run with --expose-gc');
+  globalThis.gc();
+  globalThis.gc();
+  return process.memoryUsage().heapUsed;
+}
+
 /** Calls `run` until `limitMs` of its own time have passed; milliseconds and units. */
 function runFor({ units, run, prepare }: Repetition, limitMs: number): { ms: number; units: number } {
   let ms = 0, done = 0;

@@ -1,7 +1,7 @@
 /** What the benchmarks print: one row for each number, with the target beside it. */
 import Table from 'cli-table3';
 
-export type Unit = '/s' | 'GB/s' | 'bytes' | 'µs' | '%' | 'ratio';
+export type Unit = '/s' | 'GB/s' | 'bytes' | 'µs' | 'ms' | '%' | 'ratio';
 
 export interface Row {
   readonly group: string;
@@ -27,6 +27,7 @@ export function formatValue(value: number, unit: Unit): string {
     case 'GB/s': return `${value.toFixed(2)} GB/s`;
     case 'bytes': return value >= 10_000 ? `${(value / 1024).toFixed(1)} KiB` : `${value.toFixed(0)} B`;
     case 'µs': return `${value.toFixed(2)} µs`;
+    case 'ms': return `${value.toFixed(2)} ms`;
     case '%': return `${value.toFixed(1)} %`;
     case 'ratio': return value.toFixed(2);
   }

@@ -57,12 +57,12 @@ describe('vfiosim inspect', () => {
     [['--walk', 'dsa1/app/copy'], '--walk: unknown device "dsa1"; did you mean "dsa0"? Allowed: dsa0\n'],
     [['--walk', 'dsa0/ap/copy'], '--walk: unknown process "ap"; did you mean "app"? Allowed: app\n'],
     [['--walk', 'dsa0/app/cop'], '--walk: process app has no buffer "cop" at this moment\n'],
-    [['--walk', 'dsa0/app'], '--walk: "dsa0/app" is not DEVICE/PASID/ADDRESS, such as dsa0/1/0x7ffff7fbb000 or dsa0/app/buffer+0x1000\n'],
+    [['--walk', 'dsa0/app'], '--walk: "dsa0/app" is not DEVICE/PASID/ADDRESS, such as dsa0/1/0x7ffff7fbb000, dsa0/app/buffer+0x1000, or vm0/app/buffer of a guest\'s process\n'],
     [['--walk', 'dsa0/1048576/0'], '--walk: PASID 1048576 has more than 20 bits\n'],
     [['--walk', 'dsa0/1/copy'], '--walk: "copy" is no address; allowed: 0x…, or a buffer name when the PASID is given as a process name\n'],
     [['--walk', 'dsa0/app/copy', '--at', 'later'], '--at: "later" is no place in a run; allowed: a time such as 120us, event:N, fault:K, before-teardown\n'],
     [['--walk', 'dsa0/app/copy', '--at', '0ns'], '--walk: process app has no buffer "copy" at this moment\n'],
-    [['--walk', 'dsa0/app/copy', '--at', 'fault:100000'], 'fault:100000 was not reached; this is the machine at its end\n--walk: process app has no PASID at this moment; --at names another\n'],
+    [['--walk', 'dsa0/app/copy', '--at', 'fault:100000'], 'fault:100000 was not reached; this is the machine at its end, after its teardown\n--walk: process app has no PASID at this moment; --at names another\n'],
     [[], "error: required option '--walk <device/pasid/address>' not specified\n(vfiosim --help lists the commands)\n"],
   ])('refuses %j', async (argv, message) => {
     expect(await vfiosim('inspect', QUICKSTART, ...argv)).toEqual({ code: 2, out: '', err: message });

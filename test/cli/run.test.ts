@@ -150,7 +150,7 @@ describe('vfiosim run', () => {
     const file = topology('bad', 'version: 1\nhost:\n  memry: 1GiB\nsed: 1\n');
     expect(await vfiosim('run', file)).toEqual({
       code: 3, out: '',
-      err: `${file}:3:3: host: unknown key "memry"; did you mean "memory"? Allowed: memory, iommu, kernel, ports, devices\n${file}:4:1: unknown key "sed"; did you mean "seed"? Allowed: version, name, description, seed, host, processes, inject, expect, timing, limits\n`,
+      err: `${file}:3:3: host: unknown key "memry"; did you mean "memory"? Allowed: memory, iommu, kernel, ports, devices, mdev-parents\n${file}:4:1: unknown key "sed"; did you mean "seed"? Allowed: version, name, description, seed, host, mdevs, guests, processes, inject, expect, timing, limits\n`,
     });
     const missing = join(directory, 'none.yaml');
     expect(await vfiosim('run', missing)).toEqual({ code: 3, out: '', err: `${missing}: no such file\n` });
@@ -192,7 +192,7 @@ describe('other commands', () => {
     expect(await vfiosim('--version')).toEqual({ code: 0, out: `${version}\n`, err: '' });
     const help = await vfiosim('--help');
     expect({ ...help, out: '' }).toEqual({ code: 0, out: '', err: '' });
-    for (const command of ['run', 'check', 'schema', 'lspci', 'inspect']) expect(help.out).toMatch(new RegExp(`^ {2}${command}\\b`, 'm'));
+    for (const command of ['run', 'check', 'schema', 'lspci', 'inspect', 'mdev']) expect(help.out).toMatch(new RegExp(`^ {2}${command}\\b`, 'm'));
     expect(help.out).toContain('Exit codes: 0 fine');
     const none = await vfiosim();
     expect(none).toMatchObject({ code: 2, out: '' });

@@ -99,6 +99,21 @@ describe('a mediated device in sysfs', () => {
     expect(world.refused(sysfs.write(`${at}/state`, 'busy'))).toBe('EACCES');
     expect(priority).toBe('7');
   });
+
+  it('has a directory for each named group of attributes', () => {
+    const { world, parent, sysfs } = oneParent();
+    const written: string[] = [];
+    parent.attributes = [
+      { name: 'vendor/name', read: () => 'sample' }, { name: 'state', read: () => 'idle' }, { name: 'vendor/limit', read: () => '1', write: (value) => void written.push(value) },
+    ];
+    world.create(parent, 1);
+    const at = `${DEVICES}/${uuid(1)}`;
+    expect([sysfs.list(at), sysfs.list(`${at}/vendor`)]).toEqual([['iommu_group', 'mdev_type', 'remove', 'state', 'vendor'], ['limit', 'name']]);
+    expect(sysfs.read(`${at}/vendor/name`)).toBe('sample\n');
+    world.run(sysfs.write(`${at}/vendor/limit`, '2'));
+    expect(written).toEqual(['2']);
+    expect([world.refused(sysfs.write(`${at}/vendor/name`, 'x')), world.refused(sysfs.write(`${at}/vendor`, 'x')), world.refused(sysfs.write(`${at}/vendor/none`, 'x'))]).toEqual(['EACCES', 'EISDIR', 'ENOENT']);
+  });
 });
 
 describe('a path', () => {

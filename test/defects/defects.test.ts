@@ -120,20 +120,32 @@ describe('a small world with a defect', () => {
 });
 
 describe('the table of defects', () => {
-  /** Names that the product asks for. */
-  function asked(): string[] {
-    const found = new Set<string>();
-    for (const room of ['sim', 'host', 'iommu', 'vfio', 'mdev', 'devices', 'guest']) {
+  /** Names that the product asks for, with the files that do; and what asks in another way than by a name. */
+  function asked(): { files: Map<string, string[]>; otherwise: string[] } {
+    const files = new Map<string, string[]>(), otherwise: string[] = [];
+    for (const room of ['sim', 'host', 'iommu', 'vfio', 'mdev', 'devices', 'guest', 'harness', 'cli']) {
       for (const file of readdirSync(join(ROOT, room), { recursive: true, encoding: 'utf8' })) {
         if (!file.endsWith('.ts')) continue;
-        for (const [, name] of readFileSync(join(ROOT, room, file), 'utf8').matchAll(/defects\??\.has\('([^']+)'\)/g)) found.add(name!);
+        const path = `${room}/${file}`;
+        for (const [call, name] of readFileSync(join(ROOT, path), 'utf8').matchAll(/defects\??\.has\((?:'([^']+)'\))?/g)) {
+          if (name === undefined) otherwise.push(`${path}: ${call}`);
+          else files.set(name, [...(files.get(name) ?? []), path]);
+        }
       }
     }
-    return [...found].sort();
+    return { files, otherwise };
   }
 
   it('names every defect of the product, and no other', () => {
-    expect([...DEFECTS.keys()].sort()).toEqual(asked());
+    const { files, otherwise } = asked();
+    expect([...DEFECTS.keys()].sort()).toEqual([...files.keys()].sort());
+    expect(otherwise).toEqual([]);
+  });
+
+  it('names the room whose code asks', () => {
+    // frames are the memory manager's, though they lie beside it
+    const elsewhere = [...asked().files].filter(([name, files]) => !files.every((file) => file.startsWith(DEFECTS.get(name)?.room ?? '') || file === 'host/frames.ts'));
+    expect(elsewhere).toEqual([]);
   });
 
   it('has each of them caught here', () => {

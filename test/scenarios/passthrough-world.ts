@@ -223,9 +223,8 @@ export class PassthroughWorld extends World {
     expect(summary.invariants.flatMap(({ violations: texts }) => texts)).toEqual(violations);
     expect(summary.leaks).toEqual(NO_LEAKS);
     expect(this.host.passthrough.type1.usage).toEqual({ containers: 0, mappings: 0, domains: 0, binds: 0 });
-    // a refused guest fails a run that does not expect it
-    const refused = [...scenario.guests.values()].some(({ state }) => state === 'refused');
-    expect(summary.verdict).toBe(violations.length === 0 && !refused ? 'pass' : 'fail');
+    // the verdict also judges flows and guests, which tests here end as they like
+    expect(summary.end).toBe('finished');
     return summary;
   }
 }

@@ -6,14 +6,15 @@ import fc from 'fast-check';
 import { VFIO_GROUP_GET_DEVICE_FD, VFIO_GROUP_GET_STATUS, VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_UNSET_CONTAINER, VFIO_IOMMU_BIND, VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_UNBIND, VFIO_IOMMU_UNMAP_DMA, VFIO_DEVICE_RESET, VFIO_SET_IOMMU } from '../../vfio/uapi/ioctl.js';
 import type { Steps } from '../../sim/task.js';
 import type { Model, Spoilt } from './model/model.js';
-import { ModelContainer, ModelDevice, ModelGroup, type ModelFile, type ModelFunction, type ModelProcess } from './model/state.js';
+import { ModelContainer, ModelDevice, ModelGroup, type ModelFile, type ModelFunction, type ModelParent, type ModelProcess } from './model/state.js';
+import type { MapRequest } from './model/type1.js';
 import { uuidOf, type Program, type Runner } from './runner.js';
 
 export const KINDS = [
-  'use', 'use', 'use', 'use', 'use',
+  'use', 'use', 'use', 'use', 'use mdev', 'use mdev', 'use mdev', 'map some', 'map some', 'map some', 'map some', 'share',
   'open container', 'open group', 'open group', 'close', 'close', 'close', 'set container', 'set container', 'set container', 'unset container', 'unset container',
   'set iommu', 'set iommu', 'set iommu', 'get device', 'get device', 'get device', 'status', 'reset', 'master', 'master',
-  'map', 'map', 'map', 'map', 'map', 'map', 'map', 'unmap', 'unmap', 'unmap', 'unmap', 'bind', 'bind', 'unbind', 'pin', 'pin', 'unpin', 'store', 'renew',
+  'map', 'map', 'map', 'map', 'map', 'map', 'map', 'unmap', 'unmap', 'unmap', 'unmap', 'bind', 'bind', 'unbind', 'pin', 'pin', 'pin', 'unpin', 'store', 'renew',
   'fork', 'exec', 'exit', 'spawn', 'spawn',
   'bind driver', 'bind driver', 'unbind driver', 'aux', 'create', 'create', 'create', 'remove', 'remove', 'refuse create', 'parent',
 ] as const;
@@ -40,7 +41,7 @@ const BAD_UUIDS = ['', 'no uuid', `${uuidOf(1)}00`, `${uuidOf(2)}x`, `{${uuidOf(
 /** Descriptors that calls are for. */
 const NEEDS: { readonly [K in Kind]?: typeof ModelGroup | typeof ModelContainer | typeof ModelDevice } = {
   'set container': ModelGroup, 'unset container': ModelGroup, 'set iommu': ModelContainer, 'get device': ModelGroup, status: ModelGroup, reset: ModelDevice, master: ModelDevice,
-  map: ModelContainer, unmap: ModelContainer, bind: ModelContainer, unbind: ModelContainer,
+  'map some': ModelContainer, share: ModelContainer, map: ModelContainer, unmap: ModelContainer, bind: ModelContainer, unbind: ModelContainer,
 };
 
 function at<T>(items: readonly T[], n: number): T {
@@ -69,8 +70,12 @@ export class Caller {
       return;
     }
     const process = this.processFor(living, kind, a);
+    if (process === undefined) return;
     switch (kind) {
       case 'use': return this.use(process, b, c, d);
+      case 'use mdev': return this.useMdev(process, b, c, d);
+      case 'map some': return this.mapSome(process, b, c, d);
+      case 'share': return this.share(process, b, c);
       case 'open container': return this.openContainer(process);
       case 'open group': return this.openGroup(process, at(model.state.groups, b));
       case 'close': return this.close(process, this.anyFd(process, b));
@@ -106,11 +111,12 @@ export class Caller {
 
   // --- operands ------------------------------------------------------------------------------------------------------
 
-  /** Mostly one that has a descriptor of the kind that the call is for. */
-  private processFor(living: readonly ModelProcess[], kind: Kind, n: number): ModelProcess {
+  /** Mostly one that has a descriptor of the kind that the call is for; undefined when nobody has. */
+  private processFor(living: readonly ModelProcess[], kind: Kind, n: number): ModelProcess | undefined {
     const needs = NEEDS[kind];
-    const able = needs === undefined || n % 29 === 0 ? [] : living.filter(({ fds }) => fds.some((file) => file?.of instanceof needs));
-    return at(able.length > 0 ? able : living, n);
+    if (needs === undefined || n % 61 === 0) return at(living, n);
+    const able = living.filter(({ fds }) => fds.some((file) => file?.of instanceof needs));
+    return able.length > 0 ? at(able, n) : undefined;
   }
 
   /** Mostly a descriptor of that kind; now and then one of another, or a closed one. */
@@ -148,7 +154,21 @@ export class Caller {
     const groups = this.model.state.groups.filter(({ opened, container }) => !opened && container === undefined);
     if (groups.length === 0 || process.fds.length > 9) return;
     // one group is refused always: not every time
-    const group = at(b % 4 === 0 ? groups : groups.filter(({ name }) => name !== 'D'), b) ?? groups[0]!;
+    this.useGroup(process, at(b % 4 === 0 ? groups : groups.filter(({ name }) => name !== 'D'), b) ?? groups[0]!, c, d);
+  }
+
+  /** The same with a new mediated device. */
+  private useMdev(process: ModelProcess, b: number, c: number, d: number): void {
+    const free = [1, 2, 3, 4].filter((n) => this.model.state.mdev(uuidOf(n)) === undefined);
+    const parents = this.model.state.parents.filter(({ left, registered, unregistering }) => left > 0 && registered && !unregistering);
+    if (free.length === 0 || parents.length === 0 || process.fds.length > 9) return;
+    const parent = at(parents, b), n = at(free, Math.floor(b / 3));
+    this.createMdev(parent, `${parent.facts.name}-1`, uuidOf(n));
+    const mdev = this.model.state.mdev(uuidOf(n));
+    if (mdev !== undefined) this.useGroup(process, mdev.device.group, c, d);
+  }
+
+  private useGroup(process: ModelProcess, group: ModelGroup, c: number, d: number): void {
     const containers = process.fds.flatMap((file, fd) => (file?.of instanceof ModelContainer ? [fd] : []));
     let container = c % 2 === 0 ? undefined : containers[Math.floor(c / 2) % Math.max(1, containers.length)];
     if (container === undefined) {
@@ -227,17 +247,44 @@ export class Caller {
     if (of instanceof ModelDevice && of.function !== undefined) this.runner.master(process, fd, of.function);
   }
 
-  private map(process: ModelProcess, fd: number, b: number, c: number, d: number): void {
-    if (this.file(process, fd) instanceof ModelDevice) return; // the number is another command there
+  /** A mapping that fits, in a container that has an IOMMU. */
+  private mapSome(process: ModelProcess, b: number, c: number, d: number): void {
+    const fd = this.withIommu(process, b);
+    const container = fd === undefined ? undefined : this.model.containerAt(process, fd)!;
+    if (fd === undefined || container === undefined) return;
+    const pages = 1 + (c % 3);
+    const start = [...Array(12).keys()].map((n) => (n + Math.floor(c / 3)) % 12).find((page) => container.mappings.every((other) => other.start >= page + pages || other.end <= page));
+    if (start === undefined) return;
+    const prot = d % 8 === 0 ? 1 : 3;
+    this.mapRecord(process, fd, { start, pages, odd: 0, vaddr: Math.floor(d / 8) % (prot === 1 ? 18 : 14), read: true, write: prot === 3 }, prot, undefined);
+  }
+
+  /** A bind in a container that has an IOMMU. */
+  private share(process: ModelProcess, b: number, c: number): void {
+    const fd = this.withIommu(process, b);
+    if (fd !== undefined) this.bindOrUnbind(process, fd, c % 4 !== 0, Math.floor(c / 4), undefined);
+  }
+
+  private withIommu(process: ModelProcess, n: number): number | undefined {
+    const fds = process.fds.flatMap((file, fd) => (file?.of instanceof ModelContainer && file.of.type !== undefined ? [fd] : []));
+    return fds.length === 0 ? undefined : at(fds, n);
+  }
+
+  private mapRecord(process: ModelProcess, fd: number, request: Omit<MapRequest, 'arena'>, prot: number, how: Spoilt): void {
     const { arena } = this.program(process);
-    const start = at(IOVAS, c), pages = at(SIZES, Math.floor(c / 64)), vaddr = at(VADDRS, d), prot = at([3, 3, 3, 3, 3, 3, 1, 1, 2, 3, 3, 0], Math.floor(d / 32));
-    const odd = b % 37, how = spoilt(Math.floor(d / 32));
+    const { start, pages, odd, vaddr } = request;
     const record = dmaRecord(how === 'argsz' ? 31 : 32, how === 'flags' ? 0x80 | prot : prot, [
       BigInt(arena) + BigInt(vaddr) * 4096n + (odd === 1 ? 8n : 0n), BigInt(start) * 4096n + (odd === 2 ? 0x800n : 0n), BigInt(pages) * 4096n + (odd === 3 ? 1n : 0n),
     ]);
-    const request = { start, pages, odd: odd >= 1 && odd <= 3 ? odd : 0, vaddr, arena: arena / 4096, read: (prot & 1) !== 0, write: (prot & 2) !== 0 };
-    this.runner.call(`${process.name}: MAP(${fd}, iova 0x${start.toString(16)}, ${pages} pages of arena ${vaddr}${request.odd === 0 ? '' : ' misaligned'}, prot ${prot})${how ?? ''}`,
-      () => this.model.map(process, fd, request, how), () => this.ioctl(process, fd, VFIO_IOMMU_MAP_DMA, record, how));
+    this.runner.call(`${process.name}: MAP(${fd}, iova 0x${start.toString(16)}, ${pages} pages of arena ${vaddr}${odd === 0 ? '' : ' misaligned'}, prot ${prot})${how ?? ''}`,
+      () => this.model.map(process, fd, { ...request, arena: arena / 4096 }, how), () => this.ioctl(process, fd, VFIO_IOMMU_MAP_DMA, record, how));
+  }
+
+  private map(process: ModelProcess, fd: number, b: number, c: number, d: number): void {
+    if (this.file(process, fd) instanceof ModelDevice) return; // the number is another command there
+    const start = at(IOVAS, c), pages = at(SIZES, Math.floor(c / 64)), vaddr = at(VADDRS, d), prot = at([3, 3, 3, 3, 3, 3, 1, 1, 2, 3, 3, 0], Math.floor(d / 32));
+    const odd = b % 37 >= 1 && b % 37 <= 3 ? b % 37 : 0;
+    this.mapRecord(process, fd, { start, pages, odd, vaddr, read: (prot & 1) !== 0, write: (prot & 2) !== 0 }, prot, spoilt(Math.floor(d / 32)));
   }
 
   private unmap(process: ModelProcess, fd: number, b: number, c: number, d: number): void {
@@ -337,12 +384,16 @@ export class Caller {
 
   private create(b: number, c: number, d: number): void {
     const parent = at(this.model.state.parents, b);
-    const real = this.runner.machine.parents[parent.facts.name];
     const uuid = d % 12 === 0 ? at(BAD_UUIDS, c) : d % 12 === 1 ? `${uuidOf(1 + (c % 4)).toUpperCase()}\n` : uuidOf(1 + (c % 4));
     const type = `${parent.facts.name}-${at(['1', '1', '2', '2', '1', '3'], Math.floor(c / 4))}`;
-    this.runner.call(`create ${type} ${JSON.stringify(uuid.slice(-2))}`, () => this.model.create(parent, type, uuid), function* (this: Caller) {
-      yield* this.runner.machine.mdevs.create(real.device, type, uuid);
-    }.bind(this));
+    this.createMdev(parent, type, uuid);
+  }
+
+  private createMdev(parent: ModelParent, type: string, uuid: string): void {
+    const { mdevs, parents } = this.runner.machine;
+    this.runner.call(`create ${type} ${JSON.stringify(uuid.slice(-2))}`, () => this.model.create(parent, type, uuid), function* () {
+      yield* mdevs.create(parents[parent.facts.name].device, type, uuid);
+    });
   }
 
   private remove(uuid: string): void {

@@ -272,8 +272,8 @@ export class Runner {
       for (const page of end - start > 1 ? [start, end - 1] : [start]) this.access(bdf, pasid, page, master, frames[page - start]!, read, write);
     }
     if (this.checks % 8 !== 0) return;
-    const page = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9].find((candidate) => container?.mappings.some(({ start, end }) => candidate >= start && candidate < end) !== true)!;
-    this.access(bdf, pasid, page, master, undefined, true, true);
+    const page = [0, 2, 4, 6, 8, 10, 12, 14, 15].find((candidate) => container?.mappings.some(({ start, end }) => candidate >= start && candidate < end) !== true);
+    if (page !== undefined) this.access(bdf, pasid, page, master, undefined, true, true);
   }
 
   /** A bound process is reached at its own addresses. */

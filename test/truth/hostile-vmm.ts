@@ -88,10 +88,11 @@ export class HostileVmm {
     this.tasks = [];
   }
 
-  /** All of the processes are killed. */
+  /** All of the processes are killed in the middle of their calls, also those that a call is just about to fork. */
   exit(): void {
     for (const { process } of this.processes) this.machine.run(process.exit());
     this.settle();
+    for (const { process } of this.processes) this.machine.run(process.exit());
   }
 
   private count(answer: string): void {
@@ -164,8 +165,9 @@ export class HostileVmm {
 
   private *exitOne({ process }: Attacker): Steps<string> {
     const living = this.processes.filter((other) => other.process.state === 'running');
-    if (living.length < 2 || this.random.chance(0.6)) return 'no exit';
-    this.processes.splice(this.processes.findIndex((other) => other.process === process), 1);
+    const index = this.processes.findIndex((other) => other.process === process);
+    if (living.length < 2 || index < 0 || this.random.chance(0.6)) return 'no exit';
+    this.processes.splice(index, 1);
     yield* process.exit();
     return 'exit';
   }

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { LocksInOrder, balance, subscriptionsEnd } from '../../harness/checkers/books.js';
 import { DmaInsideMappings, FramesFreedUnreachable } from '../../harness/checkers/dma.js';
 import { FaultsStayWithTheirMm, FlushedWithoutLocks, GroupsHandledWhole, SilentAfterUnbind } from '../../harness/checkers/faults.js';
-import { CheckerSet, type Checker } from '../../harness/checkers/invariant.js';
+import type { Checker } from '../../harness/checkers/invariant.js';
 import { QuietAfterMmExit, SilentAfterMmExit } from '../../harness/checkers/mm-exit.js';
 import { AnswersAsGiven, GroupIndexUsedOnce, GroupsAnsweredOnce, RequestsWithinAllocation } from '../../harness/checkers/page-groups.js';
 import { PasidSingleOwner } from '../../harness/checkers/pasids.js';
@@ -11,29 +11,10 @@ import { TranslationsForgotten } from '../../harness/checkers/translations.js';
 import { Channel, Mailbox } from '../../sim/channel.js';
 import { VirtualClock } from '../../sim/clock.js';
 import { Mutex, Scheduler, type Steps } from '../../sim/task.js';
-import { Trace } from '../../sim/trace.js';
-
-type Values = Readonly<Record<string, number>>;
-/** A record: its kind, its arguments by name, its correlation id. */
-type Line = readonly [kind: string, values?: Values, correlation?: number];
+import { told, type Line, type Values } from '../fixtures/story.js';
 
 const DEVICE = 7, SOURCE = 0x6a08, PASID = 3, MM = 100;
 const sourceOf = (name: number): number | undefined => (name === DEVICE ? SOURCE : undefined);
-
-/** Tells the checkers a story; what they say about it. */
-function told(checkers: readonly Checker[], story: readonly Line[]): string[] {
-  const trace = new Trace(new VirtualClock());
-  const set = new CheckerSet(trace, checkers);
-  // arguments in the order in which the story first names them
-  const names = new Map<string, string[]>();
-  for (const [kind, values = {}] of story) names.set(kind, [...new Set([...(names.get(kind) ?? []), ...Object.keys(values)])]);
-  const kinds = new Map([...names].map(([kind, args]) => [kind, trace.define(kind, args.map((arg) => [arg, 'dec'] as const))]));
-  for (const [kind, values = {}, correlation = 0] of story) {
-    const args = names.get(kind)!.map((name) => values[name] ?? 0);
-    trace.record(kinds.get(kind)!, correlation, ...(args as [number]));
-  }
-  return set.finish().flatMap(({ violations }) => violations);
-}
 
 const request = (page: number, prg: number, more: Values = {}, correlation = prg + 1): Line => ['pci:page_request', { source: SOURCE, pasid: PASID, page, access: 1, last: 1, prg, ...more }, correlation];
 const response = (prg: number, code = 0, correlation = prg + 1): Line => ['pci:page_response', { source: SOURCE, pasid: PASID, prg, code }, correlation];

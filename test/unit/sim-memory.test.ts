@@ -32,6 +32,17 @@ describe('Ram', () => {
     expect([ram.lo, ram.hi]).toEqual([2, 3]);
   });
 
+  it('has every byte of ranges that begin and end anywhere, and copies nothing at their ends', () => {
+    const GIB = 2 ** 30;
+    const ram = new Ram([{ start: 0, end: 3 * GIB }, { start: 4 * GIB, end: 5 * GIB + 0x3000 }]);
+    for (const at of [0, ARENA - 8, ARENA, GIB - 8, GIB, 3 * GIB - 8, 4 * GIB, 5 * GIB - 8, 5 * GIB, 5 * GIB + 0x2ff8]) {
+      expect(ram.store64(at, at | 0, 1)).toBe(true);
+      expect([ram.load64(at), ram.lo, ram.hi]).toEqual([true, at | 0, 1]);
+    }
+    expect([3 * GIB, 4 * GIB - 8, 5 * GIB + 0x3000].map((at) => ram.load64(at))).toEqual([false, false, false]);
+    expect([ram.copy(5 * GIB + 0x3000, 0, 0), ram.copy(3 * GIB, 0, 1)]).toEqual([true, false]);
+  });
+
   it('copies, fills and reads across arenas and overlapping ranges like one flat array', () => {
     const ram = new Ram(2 * ARENA);
     const base = ARENA - 64;

@@ -3,8 +3,9 @@
  * back. Memory for records comes from mmap in whole pages and is used again; calls that overlap have each its own.
  */
 import { alignUp } from '../../sim/address.js';
-import { isErrno, type Errno } from '../../sim/errno.js';
+import { Errno, isErrno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
+import { SegmentationFault } from '../../host/mm/mm.js';
 import type { Process } from '../../host/process.js';
 import { bytesOf, wordsOfBytes } from '../uapi/fields.js';
 
@@ -61,8 +62,18 @@ export class VfioCalls {
     return { result, refusal, bytes: after };
   }
 
-  /** Lends `length` bytes of zeros of the process's memory. */
+  /** Lends `length` bytes of zeros of the process's memory. ESRCH when the process is killed in the middle of the call. */
   *withMemory<T>(length: number, use: (address: number) => Steps<T>): Steps<T> {
+    const { process } = this;
+    try {
+      return yield* this.lend(length, use);
+    } catch (error) {
+      if (!(error instanceof SegmentationFault) || process.state === 'running') throw error;
+      throw new Errno('ESRCH', `process ${process.pid} (${process.name}) is ${process.state}`);
+    }
+  }
+
+  private *lend<T>(length: number, use: (address: number) => Steps<T>): Steps<T> {
     const { mm } = this.process;
     const size = Math.max(alignUp(length, PAGE), PAGE);
     let free = this.free.get(size);

@@ -148,7 +148,13 @@ export class DeviceFile implements IoctlFile {
     const before = data.slice();
     const request: VfioFeatureRequest = { feature, get, set, probe, data, caller };
     const result = yield* this.ops.feature(request);
-    if (!probe && (get || data.some((byte, i) => byte !== before[i]))) yield* copyToUser(caller, at, data);
+    if (probe || !(get || data.some((byte, i) => byte !== before[i]))) return result;
+    try {
+      yield* copyToUser(caller, at, data);
+    } catch (error) {
+      yield* request.undo?.() ?? [];
+      throw error;
+    }
     return result;
   }
 }

@@ -55,7 +55,12 @@ export class MigrationDataFile implements IoctlFile {
   *read(target: Uint8Array): Steps<number> {
     this.check('save');
     if (target.length === 0) return 0;
-    if (this.stored === 0 && !this.final) this.append(yield* this.source!.more(), false);
+    if (this.stored === 0 && !this.final) {
+      const more = yield* this.source!.more();
+      // the device may have left the state meanwhile
+      this.check('save');
+      this.append(more, false);
+    }
     if (this.stored === 0 && !this.final) throw new Errno('ENOMSG', `${this.name}: all that is known of the running device has been read`);
     return this.take(target);
   }

@@ -15,6 +15,7 @@ import {
 import { bytesOf, wordsOfBytes } from '../uapi/fields.js';
 import { copyFromUser, copyToUser, wordsFromUser } from '../uapi/user-memory.js';
 import { checkFeature } from './feature-check.js';
+import { SparseBits } from './sparse-bits.js';
 
 /** What fits into a page. */
 export const MAX_LOGGED_RANGES = PAGE_SIZE / RANGE.sizeBytes;
@@ -25,8 +26,8 @@ interface LoggedRange {
   /** IOVAs, end exclusive. */
   readonly start: number;
   readonly end: number;
-  /** One bit for each page of the log. */
-  readonly bits: Uint8Array;
+  /** One bit for each page of the log: the range may be all of the address space. */
+  readonly bits: SparseBits;
 }
 
 export interface DmaLoggingOptions {
@@ -63,7 +64,7 @@ export class DmaLogging {
       const from = Math.max(iova, range.start), to = Math.min(iova + sizeBytes, range.end);
       if (from >= to) continue;
       const last = Math.floor((to - 1 - range.start) / pageSize);
-      for (let page = Math.floor((from - range.start) / pageSize); page <= last; page++) range.bits[page >>> 3]! |= 1 << (page & 7);
+      for (let page = Math.floor((from - range.start) / pageSize); page <= last; page++) range.bits.set(page);
     }
   }
 
@@ -114,7 +115,7 @@ export class DmaLogging {
       if (start % asked !== 0 || length % asked !== 0 || length === 0) throw new Errno('EINVAL', `${this.device}: logged range ${i} is not made of pages of ${asked} bytes`);
       if (end > Number.MAX_SAFE_INTEGER) throw new Errno('EOVERFLOW', `${this.device}: logged range ${i} ends beyond the address space`);
       if (ranges.some((other) => start < other.end && other.start < end)) throw new Errno('EINVAL', `${this.device}: logged range ${i} overlaps another`);
-      ranges.push({ start, end, bits: new Uint8Array(Math.ceil(length / used / 8)) });
+      ranges.push({ start, end, bits: new SparseBits() });
     }
     return ranges;
   }
@@ -130,17 +131,16 @@ export class DmaLogging {
     const bitmap = yield* copyFromUser(request.caller, pointer, Math.ceil(length / pageSize / 64) * 8);
     const taken = this.collect(iova, length, pageSize, bitmap);
     yield* copyToUser(request.caller, pointer, bitmap);
-    for (const { bits, page } of taken) bits[page >>> 3]! &= ~(1 << (page & 7));
+    for (const { bits, page } of taken) bits.clear(page);
     this.note('report', taken.length);
     return 0;
   }
 
-  private collect(iova: number, length: number, unit: number, bitmap: Uint8Array): { bits: Uint8Array; page: number }[] {
-    const taken: { bits: Uint8Array; page: number }[] = [];
+  private collect(iova: number, length: number, unit: number, bitmap: Uint8Array): { bits: SparseBits; page: number }[] {
+    const taken: { bits: SparseBits; page: number }[] = [];
     for (const { start, end, bits } of this.ranges) {
       const from = Math.max(start, iova), to = Math.min(end, iova + length);
-      for (let page = Math.floor((from - start) / this.pageSize); page * this.pageSize + start < to; page++) {
-        if ((bits[page >>> 3]! & (1 << (page & 7))) === 0) continue;
+      for (const page of bits.within(Math.floor((from - start) / this.pageSize), Math.ceil((to - start) / this.pageSize))) {
         taken.push({ bits, page });
         const first = Math.max(start + page * this.pageSize, from), last = Math.min(start + (page + 1) * this.pageSize, to) - 1;
         for (let bit = Math.floor((first - iova) / unit); bit <= Math.floor((last - iova) / unit); bit++) bitmap[bit >>> 3]! |= 1 << (bit & 7);

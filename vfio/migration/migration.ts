@@ -13,7 +13,7 @@ import { MigrationDataFile } from './data-file.js';
 import {
   FEATURE_MIG_DATA_SIZE, FEATURE_MIG_STATE, FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
   VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_STATE_ERROR, VFIO_DEVICE_STATE_PRE_COPY, VFIO_DEVICE_STATE_PRE_COPY_P2P, VFIO_DEVICE_STATE_RESUMING,
-  VFIO_DEVICE_STATE_RUNNING, VFIO_DEVICE_STATE_STOP, VFIO_DEVICE_STATE_STOP_COPY,
+  VFIO_DEVICE_STATE_RUNNING, VFIO_DEVICE_STATE_RUNNING_P2P, VFIO_DEVICE_STATE_STOP, VFIO_DEVICE_STATE_STOP_COPY,
 } from '../uapi/migration.js';
 import { bytesOf, wordsOfBytes } from '../uapi/fields.js';
 import { checkFeature } from './feature-check.js';
@@ -90,6 +90,7 @@ export class VfioMigration {
         if (!checkFeature(request, 'get-set', FEATURE_MIG_STATE.sizeBytes)) return 0;
         const asked = FEATURE_MIG_STATE.f.device_state.get(wordsOfBytes(request.data));
         const fd = request.set ? yield* this.setStateFor(request.caller, asked) : -1;
+        if (fd >= 0) request.undo = () => request.caller.close(fd);
         return answer(request, FEATURE_MIG_STATE.encode({ device_state: request.set ? asked : this.current, data_fd: fd >>> 0 }));
       }
       default:
@@ -138,7 +139,7 @@ export class VfioMigration {
     let opened: MigrationDataFile | undefined;
     try {
       if (from === VFIO_DEVICE_STATE_RESUMING) yield* this.vendor.load(this.file!.all());
-      if (!(this.skipStop && to === VFIO_DEVICE_STATE_STOP)) yield* this.vendor.arc?.(from, to) ?? none();
+      if (!(this.skipStop && stops(from, to))) yield* this.vendor.arc?.(from, to) ?? none();
       opened = yield* this.enter(from, to);
     } catch (error) {
       // a state that was loaded in part is no state
@@ -200,6 +201,12 @@ export class VfioMigration {
     if (target === VFIO_DEVICE_STATE_ERROR) return `${this.device}: nobody asks for ERROR`;
     return `${this.device} has no way from ${MIG_STATE_NAMES[this.current]} to ${name}`;
   }
+}
+
+/** The arc ends what a device does by itself, or all of it. */
+function stops(from: MigrationState, to: MigrationState): boolean {
+  const ran = from === VFIO_DEVICE_STATE_RUNNING || from === VFIO_DEVICE_STATE_PRE_COPY;
+  return to === VFIO_DEVICE_STATE_STOP || (ran && (to === VFIO_DEVICE_STATE_RUNNING_P2P || to === VFIO_DEVICE_STATE_PRE_COPY_P2P));
 }
 
 /** States in which the first copy of a running device is taken. */

@@ -26,6 +26,9 @@ import { powerOn, SavedConfig } from './saved-config.js';
 import type { PciVfioTrace, ResetCause } from './trace-kinds.js';
 import { VirtualConfig } from './virtual-config.js';
 
+/** From the queueing of work to its run. */
+const WORK_QUEUE_NS = 1000;
+
 /** The functions that are reset together with one, in the hands of the same driver (`vfio_device_set`). */
 export interface ResetSet {
   /** VFIO_DEVICE_PCI_HOT_RESET of `device`; EINVAL, ENODEV, EBADF, EFAULT. */
@@ -115,6 +118,7 @@ export class VfioPciDevice implements VfioDeviceOps {
     const interrupts = new PciInterrupts(device, device.pcieType !== undefined, {
       withMemory: (program) => this.withMemory(program),
       get virtualDisable() { return config.virtualIntxDisable; },
+      defer: (work) => this.scheduler.clock.post(WORK_QUEUE_NS, work),
     });
     this.session = { config, interrupts, saved, bars: new BarRegions(device), resetWorks };
     this.updateReachable();

@@ -18,6 +18,8 @@ export interface InterruptSurroundings {
   withMemory<T>(program: () => T): T;
   /** The user has set Interrupt Disable in its command register. */
   readonly virtualDisable: boolean;
+  /** Runs `work` a little later, as a work queue of the kernel does. */
+  defer(work: () => void): void;
 }
 
 export class PciInterrupts {
@@ -33,6 +35,8 @@ export class PciInterrupts {
   /** Interrupt Disable can be used for masking; otherwise the whole line is masked, and not shared. */
   private readonly maskable: boolean;
   private masked = false;
+  /** Grows whenever INTx is enabled: what was deferred before is for nobody. */
+  private enables = 0;
   private stopUnmasking: (() => void) | undefined;
 
   /** @param express the function has a PCI Express capability: only those report errors */
@@ -125,6 +129,7 @@ export class PciInterrupts {
   private enableIntx(trigger: EventFd | undefined): void {
     const { device } = this;
     const name = `vfio-intx(${device.name})`;
+    this.enables++;
     // before the handler can run
     this.active = PCI_INTX_IRQ;
     this.triggers = [trigger];
@@ -174,8 +179,8 @@ export class PciInterrupts {
     if (this.active === PCI_INTX_IRQ) this.masked = true;
   }
 
-  /** Where an interrupt is pending already it stays masked and is sent again. */
-  private unmask(): void {
+  /** Where an interrupt is pending already it stays masked and is sent again. @param send how */
+  private unmask(send = (): void => this.sendIntx()): void {
     const { device } = this;
     if (this.active !== PCI_INTX_IRQ) {
       // message-signalled interrupts have it switched off for themselves
@@ -184,7 +189,7 @@ export class PciInterrupts {
     }
     if (!this.masked || this.surroundings.virtualDisable) return;
     if (this.maskable && !device.checkAndUnmaskIntx()) {
-      this.sendIntx();
+      send();
       return;
     }
     this.masked = false;
@@ -197,7 +202,15 @@ export class PciInterrupts {
     this.stopUnmasking?.();
     this.stopUnmasking = fd?.listen(() => {
       if (fd.count > 0) fd.read();
-      this.unmask();
+      this.unmask(() => this.sendLater());
+    });
+  }
+
+  /** Not from inside of a signal (virqfd_inject): the user may have chained one eventfd to the other, or taken one for both. */
+  private sendLater(): void {
+    const { enables } = this;
+    this.surroundings.defer(() => {
+      if (this.enables === enables) this.sendIntx();
     });
   }
 

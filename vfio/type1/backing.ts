@@ -10,6 +10,7 @@ import { assert } from '../../sim/assert.js';
 import { Errno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
 import { PROT_WRITE, type IommuDomain } from '../../iommu/core/ops.js';
+import { endLogging } from './dirty.js';
 import type { DmaMapping } from './dma-list.js';
 import type { ContainerState } from './state.js';
 
@@ -30,7 +31,7 @@ export function* pinMapping(state: ContainerState, mapping: DmaMapping): Steps {
   try {
     // as far as the limit lets and one page more: a bad address up to there is EFAULT, as in Linux, which pins page by page
     const enough = charged === wanted;
-    yield* mm.pinRange(mapping.vaddr, enough ? mapping.pages : charged + 1, (mapping.prot & PROT_WRITE) !== 0, mapping.runs);
+    yield* mm.pinRange(mapping.vaddr, enough ? mapping.pages : pagesWith(mapping, charged + 1), (mapping.prot & PROT_WRITE) !== 0, mapping.runs);
     if (!enough) {
       mm.unpinRuns(mapping.runs);
       throw overLimit(state, mapping, wanted - charged);
@@ -41,6 +42,14 @@ export function* pinMapping(state: ContainerState, mapping: DmaMapping): Steps {
     throw error;
   }
   traceRuns(state, mapping, true);
+}
+
+/** Pages from the start of a mapping of which `uncharged` are charged by nobody yet; the vendors' pins are. */
+function pagesWith({ page, vendorPins }: DmaMapping, uncharged: number): number {
+  if (vendorPins.size === 0) return uncharged;
+  let at = page;
+  for (let left = uncharged; left > 0; at++) if (!vendorPins.has(at)) left--;
+  return at - page;
 }
 
 function overLimit(state: ContainerState, { mm, pages }: DmaMapping, missing: number): Errno {
@@ -111,7 +120,7 @@ export function* removeMapping(state: ContainerState, mapping: DmaMapping): Step
   reportVendorPins(state, mapping);
   state.mappings.remove(mapping);
   state.dmaAvailable++;
-  mapping.bitmap = undefined;
+  endLogging(state, mapping);
 }
 
 /** Ends vendors' pins that nobody will give back: a broken rule, but no leak. */

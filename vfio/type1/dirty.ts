@@ -54,7 +54,12 @@ export function* dirtyPages(state: ContainerState, caller: Process, argument: nu
 function* start(state: ContainerState): Steps {
   if (state.dirtyTracking) return;
   for (const mapping of state.mappings) checkLength(mapping);
-  for (const mapping of state.mappings) startLogging(mapping);
+  try {
+    for (const mapping of state.mappings) startLogging(state, mapping);
+  } catch (error) {
+    for (const mapping of state.mappings) endLogging(state, mapping);
+    throw error;
+  }
   state.dirtyTracking = true;
   trace(state, 'start', 0, 0, 0);
 }
@@ -63,7 +68,7 @@ function* start(state: ContainerState): Steps {
 function* stop(state: ContainerState): Steps {
   if (!state.dirtyTracking) return;
   state.dirtyTracking = false;
-  for (const mapping of state.mappings) mapping.bitmap = undefined;
+  for (const mapping of state.mappings) endLogging(state, mapping);
   trace(state, 'stop', 0, 0, 0);
 }
 
@@ -71,11 +76,24 @@ function checkLength({ page, pages }: DmaMapping): void {
   if (pages > MOST_PAGES) throw new Errno('EINVAL', `the mapping at ${hexPage(page)} has ${pages} pages, a bitmap at most ${MOST_PAGES}`);
 }
 
-/** Gives a mapping its bitmap: what is pinned now counts as dirty. EINVAL too long. */
-export function startLogging(mapping: DmaMapping): void {
+/** Gives a mapping an empty bitmap: what is pinned now counts as dirty. EINVAL too long, ENOMEM more than the kernel has. */
+export function startLogging(state: ContainerState, mapping: DmaMapping): void {
   checkLength(mapping);
-  mapping.bitmap = new Uint8Array(Math.ceil(mapping.pages / 8));
+  const { bitmaps, parts: { frames } } = state.context;
+  const bytes = Math.ceil(mapping.pages / 8);
+  if (mapping.bitmap === undefined) {
+    // a mapping without a domain behind it costs its user nothing, whatever its length
+    if (bitmaps.bytes + bytes > (frames.total - frames.inUse) * 4096) throw new Errno('ENOMEM', `no ${bytes} bytes for the bitmap of the mapping at ${hexPage(mapping.page)}`);
+    bitmaps.bytes += bytes;
+  }
+  mapping.bitmap = new Uint8Array(bytes);
   for (const page of mapping.vendorPins.keys()) markDirty(mapping, page, page + 1);
+}
+
+/** Takes the bitmap of a mapping away, if it has one. */
+export function endLogging({ context }: ContainerState, mapping: DmaMapping): void {
+  context.bitmaps.bytes -= mapping.bitmap?.length ?? 0;
+  mapping.bitmap = undefined;
 }
 
 /** Pages [start, end) of the mapping were or will be written. */
@@ -101,7 +119,7 @@ function* getBitmap(state: ContainerState, caller: Process, argument: number, ar
     for (let mapping = state.mappings.first(range.start, range.end); mapping !== undefined; mapping = state.mappings.first(mapping.end, range.end)) {
       dirty += yield* reportDirty(state, caller, { data }, mapping, range.start);
       // what is pinned goes on being dirty; what was unpinned or written by a CPU has been told
-      startLogging(mapping);
+      startLogging(state, mapping);
     }
     trace(state, 'get', range.start, range.end - range.start, dirty);
   });

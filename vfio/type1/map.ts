@@ -12,7 +12,7 @@ import {
   checkArgsz, checkFlags, recordFromUser, wordsToUser,
 } from '../uapi/index.js';
 import { pinAndMap, removeMapping } from './backing.js';
-import { bitmapOfUnmap, checkLogging, checkWhole, reportDirty, startLogging, type UserBitmap } from './dirty.js';
+import { bitmapOfUnmap, checkLogging, checkWhole, endLogging, reportDirty, startLogging, type UserBitmap } from './dirty.js';
 import { DmaMapping } from './dma-list.js';
 import { holds, type PageRange } from './iova-ranges.js';
 import { ALL_PAGES, offsetIn, pageIn, rangeOf } from './records.js';
@@ -50,9 +50,14 @@ function* mapLocked(state: ContainerState, caller: Process, words: Uint32Array):
     page: start, pages, vaddr: pageIn(vaddr, words) * 4096, prot, mm: caller.mm, ipcLock: context.parts.mayPassMemlock?.(caller) ?? false,
     longestRun: context.longestRun,
   });
-  if (state.dirtyTracking) startLogging(mapping);
-  // without a domain the mapping is only recorded (C8)
-  if (state.domains.length > 0) yield* pinAndMap(state, mapping);
+  if (state.dirtyTracking) startLogging(state, mapping);
+  try {
+    // without a domain the mapping is only recorded (C8)
+    if (state.domains.length > 0) yield* pinAndMap(state, mapping);
+  } catch (error) {
+    endLogging(state, mapping);
+    throw error;
+  }
   state.mappings.insert(mapping);
   state.dmaAvailable--;
   context.counters.maps++;

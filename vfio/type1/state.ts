@@ -61,6 +61,8 @@ export interface Type1Context {
   readonly core: IommuCore;
   readonly trace: Type1Trace | undefined;
   readonly counters: Type1Counters;
+  /** Kernel memory in bitmaps of dirty pages, of all containers. */
+  readonly bitmaps: { bytes: number };
   readonly allowUnsafeInterrupts: boolean;
   readonly dmaEntryLimit: number;
   /** Frames that one mapping of a domain may cover. */

@@ -35,7 +35,7 @@ export class Type1Driver implements ContainerIommuDriver {
     const options = parts.options ?? {};
     const defects = parts.defects ?? new Set<string>();
     this.context = {
-      parts, core: parts.core, trace: parts.trace === undefined ? undefined : new Type1Trace(parts.trace, options.scope ?? ''), counters: this.counters,
+      parts, core: parts.core, trace: parts.trace === undefined ? undefined : new Type1Trace(parts.trace, options.scope ?? ''), counters: this.counters, bitmaps: { bytes: 0 },
       allowUnsafeInterrupts: options.allowUnsafeInterrupts ?? false,
       dmaEntryLimit: options.dmaEntryLimit ?? DMA_ENTRY_LIMIT,
       longestRun: options.disableHugepages === true ? 1 : Infinity,

@@ -11,14 +11,26 @@ import { SegmentationFault } from '../../host/mm/mm.js';
 import type { Process } from '../../host/process.js';
 import { bytesOf, wordsOfBytes } from './fields.js';
 
+/** What is read at once: who names a length beyond all memory is refused at the first page that is missing. */
+const PIECE_BYTES = 1 << 20;
+
 /** copy_from_user. EFAULT. */
 export function* copyFromUser(process: Process, address: number, length: number): Steps<Uint8Array> {
+  if (length > PIECE_BYTES) return yield* copyPieces(process, address, length);
   const bytes = new Uint8Array(length);
   try {
     yield* process.mm.read(address, bytes);
   } catch (error) {
     throw asFault(error, process, 'read', address, length);
   }
+  return bytes;
+}
+
+function* copyPieces(process: Process, address: number, length: number): Steps<Uint8Array> {
+  const pieces: Uint8Array[] = [];
+  for (let done = 0; done < length; done += PIECE_BYTES) pieces.push(yield* copyFromUser(process, address + done, Math.min(PIECE_BYTES, length - done)));
+  const bytes = new Uint8Array(length);
+  pieces.forEach((piece, i) => bytes.set(piece, i * PIECE_BYTES));
   return bytes;
 }
 

@@ -15,6 +15,8 @@ import type { IdxdServices } from './idxd-options.js';
 
 const GENCTRL_UNMASK = 3;
 const GENCFG_USER_INTERRUPTS = 0x1000;
+/** While a command takes its time, the device is asked this often whether it is still there. */
+const PRESENCE_CHECK_NS = 1_000_000_000;
 
 export interface IdxdCapabilities {
   readonly version: number;
@@ -68,7 +70,10 @@ export class IdxdHardware {
     if (version === 0xffff_ffff) throw new Errno('ENXIO', `${this.name}: registers read as ones`);
     if (this.state === STATE_HALT) throw new Errno('ENXIO', `${this.name}: device is halted`);
     mmio.write(0xa0, 4, DSA_CMD.RESET_DEVICE << 20);
-    while ((mmio.read(0xa8, 4) & 0x8000_0000) !== 0) yield* sleep(this.services.clock, this.services.timing.options.pollNs);
+    for (let status = mmio.read(0xa8, 4); status >= 0x8000_0000; status = mmio.read(0xa8, 4)) {
+      if (status === 0xffff_ffff) throw new Errno('ENXIO', `${this.name}: registers read as ones`);
+      yield* sleep(this.services.clock, this.services.timing.options.pollNs);
+    }
     mmio.write(0x80, 4, mmio.read(0x80, 4) | GENCFG_USER_INTERRUPTS);
     this.capabilities = this.readCapabilities(version);
   }
@@ -142,7 +147,8 @@ export class IdxdHardware {
       const done = new Completion(this.services.scheduler, `${this.name} command ${command}`);
       this.done = done;
       this.mmio.write(0xa0, 4, ((command << 20) | operand | 0x8000_0000) >>> 0);
-      yield* done.wait();
+      // a device that is pulled out before its interrupt reads as ones from then on
+      while (!(yield* done.waitFor(PRESENCE_CHECK_NS)) && this.mmio.read(0xa8, 4) !== 0xffff_ffff) continue;
       const status = this.mmio.read(0xa8, 4);
       return status === 0xffff_ffff ? CMDSTS_ERR.HW_ERR : status;
     } finally {

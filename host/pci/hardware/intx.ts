@@ -23,6 +23,8 @@ export interface IntxOptions {
 export class Intx {
   /** What the device wants. */
   level = false;
+  /** Takes the line's level instead of the interrupt controller, at once and at every change. */
+  private deliver: ((high: boolean) => void) | undefined;
   private readonly options: IntxOptions;
   private interrupts: InterruptSink | undefined;
   /** The interrupt controller's input; undefined outside the machine. */
@@ -51,6 +53,13 @@ export class Intx {
     this.update();
   }
 
+  /** The function is served to somebody else's machine, or is not any more. */
+  deliverTo(deliver: ((high: boolean) => void) | undefined): void {
+    this.drive(false);
+    this.deliver = deliver;
+    this.update();
+  }
+
   /** Drives the line as level and enables say. */
   update(): void {
     const { config, messageSignalled, ignoreDisable } = this.options;
@@ -59,9 +68,10 @@ export class Intx {
   }
 
   private drive(high: boolean): void {
-    if (high === this.driven || this.line === undefined) return;
+    if (high === this.driven || (this.line === undefined && this.deliver === undefined)) return;
     this.driven = high;
-    this.interrupts?.setLine?.(this.line, this, high);
+    if (this.deliver !== undefined) this.deliver(high);
+    else if (this.line !== undefined) this.interrupts?.setLine?.(this.line, this, high);
   }
 }
 

@@ -24,6 +24,8 @@ export class Msi {
   readonly maskable: boolean;
   /** Vectors raised while MSI was off: nobody hears them. */
   dropped = 0;
+  /** Takes the vectors instead of messages on the fabric: a function that is served to somebody else's machine. */
+  deliver: ((vector: number) => void) | undefined;
   private readonly config: ConfigSpace;
   private readonly send: (address: number, data: number) => void;
   private readonly ignoreMask: boolean;
@@ -84,6 +86,10 @@ export class Msi {
   }
 
   private message(vector: number): void {
+    if (this.deliver !== undefined) {
+      this.deliver(vector);
+      return;
+    }
     const { config, offset } = this;
     const data = config.get(offset + PCI_MSI_DATA_64, 2);
     this.send(config.get(offset + PCI_MSI_ADDRESS_HI, 4) * WORD + config.get(offset + PCI_MSI_ADDRESS_LO, 4), (data & ~(this.allocated - 1)) | vector);

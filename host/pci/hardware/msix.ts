@@ -34,6 +34,8 @@ export class Msix {
   functionMasked = false;
   /** Vectors raised while MSI-X was off: nobody hears them. */
   dropped = 0;
+  /** Takes the vectors instead of messages on the fabric: a function that is served to somebody else's machine. */
+  deliver: ((vector: number) => void) | undefined;
   private readonly config: ConfigSpace;
   private readonly send: (address: number, data: number) => void;
   private readonly ignoreMask: boolean;
@@ -81,7 +83,7 @@ export class Msix {
   }
 
   readTable(offset: number): number {
-    return this.table[offset >>> 2]!;
+    return this.table[offset >>> 2] ?? 0;
   }
 
   writeTable(offset: number, value: number): void {
@@ -95,6 +97,10 @@ export class Msix {
   }
 
   private message(vector: number): void {
+    if (this.deliver !== undefined) {
+      this.deliver(vector);
+      return;
+    }
     const at = vector * WORDS_PER_ENTRY;
     this.send(this.table[at + 1]! * 0x1_0000_0000 + ((this.table[at]! & ~3) >>> 0), this.table[at + 2]!);
   }
@@ -149,7 +155,7 @@ export class MsixWindow extends PlainMmio {
     }
     if (offset >= this.pbaStart && offset < this.pbaEnd) {
       const word = (offset - this.pbaStart) >>> 2;
-      if (size === 8) this.high = this.msix.pending[word + 1]!;
+      if (size === 8) this.high = this.msix.pending[word + 1] ?? 0;
       return narrow(this.msix.pending[word]!, offset, size);
     }
     if (this.device === undefined) {

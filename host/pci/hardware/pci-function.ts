@@ -74,6 +74,13 @@ export interface FunctionPath {
   readonly translatedPeers: readonly PeerWindow[] | undefined;
 }
 
+/** Takes a function's interrupts as numbers of vectors and the level of its pin. */
+export interface InterruptDelivery {
+  msi(vector: number): void;
+  msix(vector: number): void;
+  intx(high: boolean): void;
+}
+
 export interface BarDecode {
   readonly bar: number;
   readonly start: number;
@@ -202,6 +209,21 @@ export class PciFunction extends PciNode {
   /** Calls `listener` after every change, until the end of the function. */
   listen(listener: (change: FunctionChange) => void): void {
     this.listeners.push(listener);
+  }
+
+  /** Has an interrupt pin. */
+  get hasIntx(): boolean {
+    return this.intx !== undefined;
+  }
+
+  /**
+   * Hands interrupts, behind their masks and enables, to who serves this function to somebody else's machine, instead
+   * of to the fabric and the interrupt controller; undefined ends that.
+   */
+  deliverInterrupts(sink: InterruptDelivery | undefined): void {
+    if (this.msi !== undefined) this.msi.deliver = sink === undefined ? undefined : (vector) => sink.msi(vector);
+    if (this.msix !== undefined) this.msix.deliver = sink === undefined ? undefined : (vector) => sink.msix(vector);
+    this.intx?.deliverTo(sink === undefined ? undefined : (high) => sink.intx(high));
   }
 
   /** The device wants to interrupt; masks, pending bits and enables are honoured. */

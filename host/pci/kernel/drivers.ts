@@ -38,6 +38,10 @@ export interface PciDriver {
   slotReset?(device: PciDevice): Steps<PciErrorVote>;
   /** Everybody is fine again. */
   errorResume?(device: PciDevice): Steps;
+  /** Somebody resets the function: stops using it before (`pci_error_handlers.reset_prepare`). */
+  resetPrepare?(device: PciDevice): Steps;
+  /** The reset is done, and the kernel has restored what it restores (`reset_done`). */
+  resetDone?(device: PciDevice): Steps;
 }
 
 /** `recovered` and `disconnect` are answers to a reset; a driver that gives up says `disconnect`. */
@@ -158,6 +162,14 @@ export class PciDrivers implements PciListener {
   *deviceRemoved(device: PciFunctionDevice): Steps {
     yield* this.detach(device);
     this.overrides.delete(device);
+  }
+
+  *resetPrepare(device: PciFunctionDevice): Steps {
+    yield* this.bound.get(device)?.resetPrepare?.(device) ?? none();
+  }
+
+  *resetDone(device: PciFunctionDevice): Steps {
+    yield* this.bound.get(device)?.resetDone?.(device) ?? none();
   }
 
   private named(name: string): PciDriver | undefined {

@@ -25,7 +25,7 @@ const SUBCLASSES: ReadonlyMap<number, string> = new Map([
   [0x0106, 'SATA controller'], [0x0108, 'Non-Volatile memory controller'], [0x0180, 'Mass storage controller'],
   [0x0200, 'Ethernet controller'], [0x0280, 'Network controller'], [0x0300, 'VGA compatible controller'], [0x0302, '3D controller'],
   [0x0600, 'Host bridge'], [0x0601, 'ISA bridge'], [0x0604, 'PCI bridge'], [0x0680, 'Bridge'], [0x0801, 'DMA controller'],
-  [0x0806, 'IOMMU'], [0x0880, 'System peripheral'], [0x1200, 'Processing accelerators'],
+  [0x0700, 'Serial controller'], [0x0806, 'IOMMU'], [0x0880, 'System peripheral'], [0x1200, 'Processing accelerators'],
 ]);
 
 const INTERFACES: ReadonlyMap<number, string> = new Map([

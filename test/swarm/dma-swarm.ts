@@ -1,0 +1,669 @@
+/**
+ * Programs that map and unmap, groups and mediated devices that move between containers, processes that are bound and unbound, memory that is
+ * given back and handed to others: and all the time, between any two events of all that, devices that access whatever address they like, with
+ * whatever PASID, through the IOMMU or with translations they hold. Every access is judged by `Space`s, and beside them by the harness' checkers.
+ */
+import { Random } from '../../sim/random.js';
+import { isErrno } from '../../sim/errno.js';
+import { sleep, type Steps } from '../../sim/task.js';
+import { Atc, ATC_READ, ATC_WRITE } from '../../host/pci/hardware/atc.js';
+import { ATTR_NO_WRITE, ATTR_TRANSLATED, DMA_DONE, NO_PASID, type DmaPort } from '../../host/pci/dma-port.js';
+import type { Process } from '../../host/process.js';
+import { DmaInsideContainers } from '../../harness/checkers/containers.js';
+import { CheckerSet } from '../../harness/checkers/invariant.js';
+import { TranslationsForgotten } from '../../harness/checkers/translations.js';
+import type { InvariantSummary } from '../../harness/summary.js';
+import type { ContainerHandle, GroupHandle, VfioClient } from '../../vfio/client/index.js';
+import { Contents, MOVING, READ, SLOTS, Space, WINDOW, WRITE } from './dma-oracle.js';
+import { AUX_PARENT, PassthroughMachine, PLAIN_PARENT } from './machine.js';
+import { uuidOf } from './runner.js';
+
+const MEMORY_BYTES = 2 ** 27;
+/** Small pages of a program, and behind them a huge page. */
+const SMALL = 96;
+const HUGE = 512;
+/** Where huge pages go, so that a domain gets leaves of 2 MiB. */
+const HUGE_IOVA = 1024;
+const STORM_NS = 100;
+const PER_STORM = 12;
+
+export interface SwarmOptions {
+  readonly seed: number;
+  readonly dmas: number;
+  readonly defects?: readonly string[];
+  /** Stop at the first violation. */
+  readonly stopAtFirst?: boolean;
+}
+
+export interface SwarmReport {
+  /** What the oracle found, in words. */
+  readonly violations: readonly string[];
+  readonly checkers: readonly InvariantSummary[];
+  /** How often what happened. */
+  readonly counts: Readonly<Record<Count, number>>;
+}
+
+const COUNTS = [
+  'dmas', 'reads', 'writes', 'translated', 'translations', 'refused', 'moving', 'moved', 'wrongPasids', 'outside', 'crossing', 'superpages',
+  'maps', 'unmaps', 'attaches', 'detaches', 'binds', 'unbinds', 'renewed', 'refusedCalls', 'sweeps',
+] as const;
+type Count = (typeof COUNTS)[number];
+
+/** A program with containers, or with its memory shared. */
+interface Program {
+  readonly process: Process;
+  readonly client: VfioClient;
+  readonly owner: number;
+  /** First bytes of its areas. */
+  readonly small: number;
+  readonly huge: number;
+}
+
+interface ContainerState {
+  readonly program: Program;
+  readonly handle: ContainerHandle;
+  readonly space: Space;
+  readonly members: Member[];
+}
+
+/** A group that containers can have: of functions, or of a mediated device. */
+interface Member {
+  readonly name: string;
+  readonly group: () => number;
+  /** Functions whose requests without PASID are the group's. */
+  readonly functions: readonly string[];
+  readonly uuid: string | undefined;
+  container: ContainerState | undefined;
+  file: GroupHandle | undefined;
+}
+
+/** What a function does DMA with. */
+class SwarmDevice {
+  readonly bdf: string;
+  readonly port: DmaPort;
+  readonly atc = new Atc({ entries: 256 });
+  /** Whose memory requests without PASID reach; undefined: nobody's. */
+  space: Space | undefined;
+  /** The space is changing. */
+  moving = false;
+  /** Another one that may be reached while it is. */
+  alternative: Space | undefined;
+  readonly byPasid = new Map<number, Space>();
+  /** A PASID that nobody has been told of yet may reach it. */
+  arriving: Space | undefined;
+  /** PASIDs that end now. */
+  readonly leaving = new Set<number>();
+
+  constructor(bdf: string, port: DmaPort) {
+    this.bdf = bdf;
+    this.port = port;
+  }
+}
+
+class Stop extends Error {}
+
+export class DmaSwarm {
+  readonly machine: PassthroughMachine;
+  readonly counts = Object.fromEntries(COUNTS.map((name) => [name, 0])) as Record<Count, number>;
+  readonly violations: string[] = [];
+  private readonly options: SwarmOptions;
+  private readonly random: Random;
+  private readonly storms: Random;
+  private readonly contents = new Contents(MEMORY_BYTES / 4096);
+  private readonly devices: SwarmDevice[] = [];
+  private readonly programs: Program[] = [];
+  private readonly containers: ContainerState[] = [];
+  private readonly members: Member[] = [];
+  private readonly bound = new Map<Program, Map<SwarmDevice, number>>();
+  private readonly natives: { readonly program: Program; readonly space: Space }[] = [];
+  private readonly checkers: CheckerSet;
+  private readonly buffer = new Uint8Array(8192);
+  private readonly view = new DataView(this.buffer.buffer);
+  private bystander: Program | undefined;
+  private storming = false;
+  private churning = false;
+  /** What a call is changing, or has changed last: most interesting for devices. */
+  private hot: { readonly space: Space; readonly page: number; readonly pages: number } | undefined;
+
+  constructor(options: SwarmOptions) {
+    this.options = options;
+    const random = new Random(options.seed);
+    this.random = random.split('calls');
+    this.storms = random.split('dma');
+    const machine = (this.machine = new PassthroughMachine({ memoryBytes: MEMORY_BYTES, watchDma: true, instances: 4, ...(options.defects === undefined ? {} : { defects: options.defects }) }));
+    const sources = new Map([...machine.functions].map(([bdf, fn]) => [machine.trace.intern(bdf), fn.requesterId]));
+    const sourceOf = (name: number): number | undefined => sources.get(name);
+    const translations = new TranslationsForgotten();
+    this.checkers = new CheckerSet(machine.trace, [translations, new DmaInsideContainers(sourceOf, translations)]);
+    this.setUp();
+  }
+
+  // --- the scene -----------------------------------------------------------------------------------------------------
+
+  private setUp(): void {
+    const { machine } = this;
+    machine.run(machine.bindDriver(AUX_PARENT, 'aux'));
+    for (const bdf of ['0000:00:01.0', '0000:00:02.0', '0000:00:02.1', '0000:00:04.0', '0000:00:07.0']) machine.run(machine.bindDriver(bdf, 'vfio-pci'));
+    for (const bdf of machine.functions.keys()) machine.device(bdf).setMaster(true);
+    for (const [bdf, fn] of machine.functions) this.addDevice(bdf, fn.port);
+    for (const [name, functions] of [['A', ['0000:00:01.0']], ['B', ['0000:00:02.0', '0000:00:02.1']], ['C', ['0000:00:04.0']], ['E', ['0000:00:07.0']]] as const) {
+      this.members.push({ name, functions, uuid: undefined, group: () => machine.pci.groupOf(machine.device(functions[0])).id, container: undefined, file: undefined });
+    }
+    for (let n = 1; n <= 4; n++) {
+      const uuid = uuidOf(n);
+      machine.run(machine.mdevs.create(machine.device(AUX_PARENT), 'aux-1', uuid));
+      this.members.push({ name: `mdev ${n}`, functions: [], uuid, group: () => machine.mdevs.find(uuid)!.group!, container: undefined, file: undefined });
+    }
+    for (const bdf of [AUX_PARENT, PLAIN_PARENT]) {
+      machine.run(machine.core.devEnableFeature(machine.device(bdf), 'IOPF'));
+      machine.run(machine.core.devEnableFeature(machine.device(bdf), 'SVA'));
+    }
+    const programs = ['vmm0', 'vmm1', 'vmm2', 'native0', 'native1', 'bystander'].map((name) => this.program(name));
+    for (const program of [programs[0]!, programs[0]!, programs[1]!, programs[2]!]) {
+      const handle = program.client.openContainer();
+      this.containers.push({ program, handle, space: new Space(`container ${this.containers.length}`, program.owner), members: [] });
+    }
+    for (const program of programs.slice(3, 5)) {
+      const space = new Space(program.process.name, program.owner, program.small / 4096, true);
+      for (let at = 0; at < SMALL; at++) space.set(program.small / 4096 + at, this.frameOf(program.process, program.small + at * 4096), READ | WRITE);
+      space.mapped.push({ page: program.small / 4096, pages: SMALL });
+      this.natives.push({ program, space });
+    }
+    this.bystander = programs[5]!;
+  }
+
+  private addDevice(bdf: string, port: DmaPort): void {
+    const device = new SwarmDevice(bdf, port);
+    this.devices.push(device);
+    this.machine.clients.set(bdf, {
+      invalidate: (tag, page, pages, pasid, global) => {
+        device.atc.invalidate(page, pages, pasid, global);
+        this.machine.clock.post(200, () => port.invalidateCompletion(tag));
+      },
+    });
+  }
+
+  private program(name: string): Program {
+    const { machine } = this;
+    const process = machine.process(name);
+    const owner = this.programs.length + 1;
+    const huge = machine.run(process.mm.mmap(HUGE * 4096, { hugeLevel: 1 }));
+    const small = machine.run(process.mm.mmap(SMALL * 4096));
+    const program = { process, client: machine.clientOf(process), owner, small, huge };
+    for (let at = 0; at < SMALL; at++) machine.run(this.mark(program, small + at * 4096));
+    for (let at = 0; at < HUGE; at++) machine.run(this.mark(program, huge + at * 4096));
+    this.programs.push(program);
+    return program;
+  }
+
+  /** The program stores a word of its own into every slot of a page. */
+  private *mark(program: Program, address: number): Steps {
+    const words = SLOTS.map(() => this.contents.fresh(program.owner));
+    const bytes = new Uint8Array(4);
+    for (const [slot, offset] of SLOTS.entries()) {
+      new DataView(bytes.buffer).setUint32(0, words[slot]!, true);
+      yield* program.process.mm.write(address + offset, bytes);
+    }
+    const frame = this.frameOf(program.process, address);
+    words.forEach((word, slot) => { this.contents.set(frame, slot, word); });
+  }
+
+  private frameOf({ mm }: Process, address: number): number {
+    return mm.physicalOf(address) / 4096;
+  }
+
+  // --- calls ---------------------------------------------------------------------------------------------------------
+
+  run(): SwarmReport {
+    const { machine, counts } = this;
+    const { clock } = machine;
+    this.storming = true;
+    clock.post(STORM_NS, this.storm);
+    const task = machine.scheduler.spawn('swarm', this.calls(), { joined: true });
+    machine.scheduler.spawn('churn', this.churn());
+    try {
+      clock.run({ stop: () => task.ended });
+      if (task.state === 'failed') throw task.error;
+      this.storming = false;
+      machine.run(this.finish());
+    } catch (error) {
+      if (!(error instanceof Stop)) throw error;
+    } finally {
+      this.storming = false;
+    }
+    return { violations: this.violations, checkers: this.checkers.finish(), counts };
+  }
+
+  private *calls(): Steps {
+    const { random, machine } = this;
+    let sinceSweep = 0;
+    while (this.counts.dmas < this.options.dmas) {
+      yield* this.oneCall(random.below(100));
+      if (random.chance(0.6)) yield* sleep(machine.clock, random.below(4_000));
+      if (++sinceSweep % 64 === 0) this.sweep();
+    }
+    this.sweep();
+  }
+
+  private *oneCall(what: number): Steps {
+    if (what < 36) return yield* this.map();
+    if (what < 64) return yield* this.unmap();
+    if (what < 76) return yield* this.attach();
+    if (what < 82) return yield* this.detach();
+    if (what < 87) return yield* this.bind();
+    if (what < 91) return yield* this.unbind();
+    return yield* this.renew();
+  }
+
+  private *map(): Steps {
+    const { random } = this;
+    const container = random.pick(this.containers.filter(({ members }) => members.length > 0).concat(this.containers[0]!));
+    const { program, space, handle } = container;
+    const large = random.chance(0.15);
+    const pages = large ? random.pick([HUGE, HUGE, 64, 3]) : random.between(1, 8);
+    const iova = large ? HUGE_IOVA + (pages === HUGE ? 0 : random.below(HUGE - pages)) : random.below(200);
+    const from = large ? program.huge + (pages === HUGE ? 0 : random.below(HUGE - pages)) * 4096 : program.small + random.below(SMALL - pages) * 4096;
+    const prot = random.chance(0.25) ? READ : READ | WRITE;
+    const free = container.members.length > 0 && space.mapped.every((other) => other.page >= iova + pages || other.page + other.pages <= iova);
+    // without a group or over another mapping it is refused, and nothing moves
+    if (free) for (let at = 0; at < pages; at++) space.set(iova + at, this.frameOf(program.process, from + at * 4096), prot | MOVING);
+    if (free) this.hot = { space, page: iova, pages };
+    const done = yield* this.allowed(handle.mapDma({ iova: iova * 4096, vaddr: from, sizeBytes: pages * 4096, write: prot !== READ }));
+    if (done !== free) this.violate(`a mapping at ${iova} of ${space.name} ${done ? 'was made over another' : 'was refused'}`);
+    if (!done) return free ? space.clear(iova, pages) : undefined;
+    this.counts.maps++;
+    for (let at = 0; at < pages; at++) space.flags[iova + at] = prot;
+    space.mapped.push({ page: iova, pages });
+  }
+
+  private *unmap(): Steps {
+    const { random } = this;
+    const container = random.pick(this.containers);
+    const { space, handle } = container;
+    if (space.mapped.length === 0) return;
+    const all = random.chance(0.03);
+    const gone = all ? [...space.mapped] : [random.pick(space.mapped)];
+    yield* this.warmUp(space, gone[0]!);
+    for (const { page, pages } of gone) space.moving(page, pages);
+    if (random.chance(0.5)) for (const { page, pages } of gone) yield* this.renewBehind(container, page, pages);
+    const { page, pages } = gone[0]!;
+    this.churning = true;
+    if (!(yield* this.allowed(all ? handle.unmapDma(0, 0, { all }) : handle.unmapDma(page * 4096, pages * 4096)))) this.violate(`an unmap of ${space.name} was refused`);
+    this.churning = false;
+    for (const one of gone) {
+      space.clear(one.page, one.pages);
+      space.mapped.splice(space.mapped.indexOf(one), 1);
+    }
+    this.counts.unmaps++;
+  }
+
+  /** Devices fill their caches with what is about to go. */
+  private *warmUp(space: Space, { page, pages }: { readonly page: number; readonly pages: number }): Steps {
+    this.hot = { space, page, pages };
+    if (this.random.chance(0.5)) yield* sleep(this.machine.clock, 3 * STORM_NS);
+  }
+
+  /** Somebody who takes frames and gives them back all the time that something is unmapped: what is freed too early has a new owner at once. */
+  private *churn(): Steps {
+    while (this.storming) {
+      if (this.churning) yield* this.renewPage(this.bystander!, this.random.below(SMALL));
+      yield* sleep(this.machine.clock, 130);
+    }
+  }
+
+  /** The program gives the pages behind a mapping back: their frames are held by nothing but the pins. */
+  private *renewBehind({ program, space }: ContainerState, page: number, pages: number): Steps {
+    if (pages > 8) return;
+    for (let at = 0; at < SMALL; at++) {
+      const frame = this.frameOf(program.process, program.small + at * 4096);
+      for (let i = 0; i < pages; i++) if (space.frames[page + i] === frame) yield* this.renewPage(program, at);
+    }
+  }
+
+  private *attach(): Steps {
+    const { random, machine } = this;
+    const member = random.pick(this.members.filter(({ container }) => container === undefined).concat(random.pick(this.members)));
+    if (member.container !== undefined) yield* this.leave(member);
+    const container = random.pick(this.containers);
+    const { program, handle, members, space } = container;
+    member.file = program.client.openGroup(member.group());
+    const devices = this.devicesOf(member);
+    for (const device of devices) {
+      if (member.uuid !== undefined) device.arriving = space;
+      else {
+        device.moving = true;
+        device.alternative = space;
+      }
+    }
+    if (space.mapped.length > 0) this.hot = { space, ...random.pick(space.mapped) };
+    const joined = yield* this.allowed(member.file.setContainer(handle));
+    const ready = joined && (members.length > 0 || (yield* this.allowed(handle.setIommu('type1v2'))));
+    if (!ready) {
+      this.violate(`${member.name} was not let into ${space.name}`);
+      throw new Stop();
+    }
+    members.push(member);
+    member.container = container;
+    for (const device of devices) {
+      device.moving = false;
+      device.alternative = device.arriving = undefined;
+      if (member.uuid === undefined) device.space = space;
+      else device.byPasid.set(machine.vfio.pasidOf(machine.mdevs.find(member.uuid)!)!, space);
+    }
+    this.counts.attaches++;
+  }
+
+  private *detach(): Steps {
+    const inside = this.members.filter(({ container }) => container !== undefined);
+    if (inside.length > 0) yield* this.leave(this.random.pick(inside));
+  }
+
+  /** By its call, or by the end of its descriptor. The last group takes everything with it. */
+  private *leave(member: Member): Steps {
+    const { machine, random } = this;
+    const { members, space } = member.container!;
+    const last = members.length === 1;
+    const pasid = member.uuid === undefined ? NO_PASID : machine.vfio.pasidOf(machine.mdevs.find(member.uuid)!)!;
+    const shared = members.some((other) => other !== member && other.uuid !== undefined);
+    if (space.mapped.length > 0) yield* this.warmUp(space, random.pick(space.mapped));
+    if (last) for (const { page, pages } of space.mapped) space.moving(page, pages);
+    this.churning = last;
+    for (const device of this.devicesOf(member)) {
+      if (member.uuid === undefined) device.moving = true;
+      else if (!shared) device.leaving.add(pasid);
+    }
+    const unset = random.chance(0.5) ? member.file!.unsetContainer() : undefined;
+    if (unset !== undefined) yield* unset;
+    yield* member.file!.close();
+    this.churning = false;
+    member.file = undefined;
+    members.splice(members.indexOf(member), 1);
+    member.container = undefined;
+    for (const device of this.devicesOf(member)) {
+      if (member.uuid === undefined) {
+        device.moving = false;
+        device.space = undefined;
+      } else if (!shared) {
+        device.leaving.delete(pasid);
+        device.byPasid.delete(pasid);
+      }
+    }
+    if (last) for (const { page, pages } of space.mapped.splice(0)) space.clear(page, pages);
+    this.counts.detaches++;
+  }
+
+  private devicesOf({ functions, uuid }: Member): SwarmDevice[] {
+    return this.devices.filter(({ bdf }) => (uuid === undefined ? functions.includes(bdf) : bdf === AUX_PARENT));
+  }
+
+  /** Host processes beside the guests' devices, on the same functions. */
+  private *bind(): Steps {
+    const { random, machine } = this;
+    const { program, space } = random.pick(this.natives);
+    const chosen = random.pick([AUX_PARENT, PLAIN_PARENT]);
+    const device = this.devices.find(({ bdf }) => bdf === chosen)!;
+    const bound = this.bound.get(program) ?? new Map<SwarmDevice, number>();
+    this.bound.set(program, bound);
+    if (bound.has(device)) return;
+    device.arriving = space;
+    const pasid = yield* machine.core.svaBind(machine.device(device.bdf), program.process.mm);
+    device.arriving = undefined;
+    device.byPasid.set(pasid, space);
+    bound.set(device, pasid);
+    this.counts.binds++;
+  }
+
+  private *unbind(): Steps {
+    const { program } = this.random.pick(this.natives);
+    const [device, pasid] = [...(this.bound.get(program) ?? [])][0] ?? [];
+    if (device === undefined || pasid === undefined) return;
+    device.leaving.add(pasid);
+    yield* this.machine.core.svaUnbind(this.machine.device(device.bdf), pasid);
+    device.leaving.delete(pasid);
+    device.byPasid.delete(pasid);
+    this.bound.get(program)!.delete(device);
+    this.counts.unbinds++;
+  }
+
+  /** Frames are given back and go to whoever comes next. */
+  private *renew(): Steps {
+    const { random } = this;
+    for (let i = random.between(1, 6); i > 0; i--) yield* this.renewPage(random.chance(0.5) ? this.bystander! : random.pick(this.programs), random.below(SMALL));
+  }
+
+  private *renewPage(program: Program, at: number): Steps {
+    const address = program.small + at * 4096, page = address / 4096;
+    const native = this.natives.find((other) => other.program === program)?.space;
+    if (native !== undefined) yield* this.warmUp(native, { page, pages: 1 });
+    native?.moving(page, 1);
+    yield* program.process.mm.madviseDontNeed(address, 4096);
+    yield* this.mark(program, address);
+    if (native !== undefined) this.arrive(native, program, page);
+    this.counts.renewed++;
+  }
+
+  /** A new frame of a process that devices share: what they wrote to it since it came is theirs, and nobody else's. */
+  private arrive(space: Space, { process, owner }: Program, page: number): void {
+    const frame = this.frameOf(process, page * 4096);
+    for (const [slot, offset] of SLOTS.entries()) {
+      const found = this.machine.ram.load(frame * 4096 + offset, 4) >>> 0;
+      if (found >>> 24 !== owner) this.violate(`a new frame of ${process.name} has ${found.toString(16)} of owner ${found >>> 24}`);
+      this.contents.set(frame, slot, found);
+    }
+    space.set(page, frame, READ | WRITE);
+  }
+
+  private *allowed(steps: Steps<unknown>): Steps<boolean> {
+    try {
+      yield* steps;
+      return true;
+    } catch (error) {
+      if (!isErrno(error)) throw error;
+      this.counts.refusedCalls++;
+      return false;
+    }
+  }
+
+  /** Everybody goes; nothing stays. */
+  private *finish(): Steps {
+    for (const program of this.natives.map((native) => native.program)) while ((this.bound.get(program)?.size ?? 0) > 0) yield* this.unbindOf(program);
+    for (const member of this.members) if (member.container !== undefined) yield* this.leave(member);
+    for (const { process } of this.programs) yield* process.exit();
+    const { frames, core } = this.machine;
+    if (frames.pinnedPages !== 0) this.violate(`${frames.pinnedPages} pages are pinned for nobody`);
+    if (core.usage.domains !== 0 || core.usage.bonds !== 0) this.violate('domains or bonds are left');
+  }
+
+  private *unbindOf(program: Program): Steps {
+    for (const [device, pasid] of this.bound.get(program)!) {
+      yield* this.machine.core.svaUnbind(this.machine.device(device.bdf), pasid);
+      this.bound.get(program)!.delete(device);
+    }
+  }
+
+  // --- DMA -----------------------------------------------------------------------------------------------------------
+
+  private readonly storm = (): void => {
+    if (!this.storming) return;
+    for (let i = 0; i < PER_STORM; i++) this.dma();
+    this.machine.clock.post(STORM_NS, this.storm);
+  };
+
+  private dma(): void {
+    const { storms, counts } = this;
+    counts.dmas++;
+    const { hot } = this;
+    if (hot !== undefined && storms.chance(0.4) && this.hotAccess(hot.space, hot.page + storms.below(hot.pages))) return;
+    const device = storms.chance(0.35) ? this.devices.find(({ bdf }) => bdf === AUX_PARENT)! : storms.pick(this.devices);
+    const pasid = this.choosePasid(device);
+    const right = this.spaceOf(device, pasid);
+    const page = this.choosePage(right ?? device.space ?? storms.pick(this.containers).space);
+    const slot = storms.below(SLOTS.length);
+    const write = storms.chance(0.4);
+    if (storms.chance(0.06)) return this.crossing(device, pasid, page);
+    if (storms.chance(0.4)) this.translatedAccess(device, pasid, page, slot, write);
+    else this.access(device, pasid, page, slot, write, page, pasid, 0);
+  }
+
+  /** Somebody who may reach what is changing accesses it; false when nobody may. */
+  private hotAccess(space: Space, page: number): boolean {
+    const { storms } = this;
+    const device = storms.pick(this.devices);
+    let pasid: number | undefined;
+    if (device.space === space || device.alternative === space) pasid = NO_PASID;
+    for (const [tag, other] of device.byPasid) if (other === space) pasid = tag;
+    if (pasid === undefined) return false;
+    const slot = storms.below(SLOTS.length), write = storms.chance(0.4);
+    if (storms.chance(0.5)) this.translatedAccess(device, pasid, page, slot, write);
+    else this.access(device, pasid, page, slot, write, page, pasid, 0);
+    return true;
+  }
+
+  private choosePasid(device: SwarmDevice): number {
+    const { storms } = this;
+    if (storms.chance(0.12)) {
+      this.counts.wrongPasids++;
+      return storms.chance(0.5) ? storms.below(12) : storms.chance(0.5) ? storms.below(2 ** 20) : NO_PASID;
+    }
+    if (device.byPasid.size === 0 || storms.chance(0.1)) return NO_PASID;
+    let at = storms.below(device.byPasid.size);
+    for (const pasid of device.byPasid.keys()) if (at-- === 0) return pasid;
+    return NO_PASID;
+  }
+
+  private choosePage({ base, mapped }: Space): number {
+    const { storms } = this;
+    if (mapped.length > 0 && storms.chance(0.75)) {
+      const { page, pages } = storms.pick(mapped);
+      // inside, and sometimes at the edges: the last page, the one before the first, the one behind the last
+      return storms.chance(0.8) ? page + storms.below(pages) : storms.pick([page, page + pages - 1, Math.max(0, page - 1), page + pages]);
+    }
+    if (storms.chance(0.7)) return base + storms.below(WINDOW);
+    this.counts.outside++;
+    return storms.pick([0, 1, 0x100, 0x4000, 0xfedff, 0xfef00, 0x7_ffff, 2 ** 27 - 1, 2 ** 27, 2 ** 35, 2 ** 36 - 1, 2 ** 36, 2 ** 45, 2 ** 52 - 1]);
+  }
+
+  /** Whose memory a request reaches; undefined: nobody's. */
+  private spaceOf(device: SwarmDevice, pasid: number): Space | undefined {
+    return pasid === NO_PASID ? device.space : device.byPasid.get(pasid);
+  }
+
+  /** The space itself is coming or going. */
+  private isMoving(device: SwarmDevice, pasid: number, space: Space | undefined): boolean {
+    return pasid === NO_PASID ? device.moving : space === undefined ? device.arriving !== undefined : device.leaving.has(pasid);
+  }
+
+  /** What the device itself keeps: it asks for a translation when it has none, and uses it for requests that nobody checks. */
+  private translatedAccess(device: SwarmDevice, pasid: number, page: number, slot: number, write: boolean): void {
+    const { atc, port } = device;
+    let entry = atc.lookup(page, pasid, false);
+    if (entry < 0 || (atc.flagsAt(entry) & (write ? ATC_WRITE : ATC_READ)) === 0) {
+      this.counts.translations++;
+      const status = port.translate(page, pasid, write ? 0 : ATTR_NO_WRITE);
+      const { translation } = port;
+      const rights = status === DMA_DONE ? (translation.read ? READ : 0) | (translation.write ? WRITE : 0) : 0;
+      this.judgeRights(device, pasid, page, rights);
+      if (rights === 0) return;
+      if (translation.pages > 1) this.counts.superpages++;
+      atc.insert(page, pasid, false, translation);
+      entry = atc.lookup(page, pasid, false);
+      if ((rights & (write ? WRITE : READ)) === 0) return;
+    }
+    this.counts.translated++;
+    this.access(device, pasid, page, slot, write, atc.pageAt(entry, page), NO_PASID, ATTR_TRANSLATED);
+  }
+
+  private judgeRights(device: SwarmDevice, pasid: number, page: number, rights: number): void {
+    const space = this.spaceOf(device, pasid);
+    const may = this.mayReach(device, pasid, space, page);
+    // a translation for reading may say that it is for writing as well, never more than the mapping
+    if ((rights & ~may) !== 0) this.violate(`${this.who(device, pasid, page)} was given a translation with rights ${rights}, of which it has ${may}`);
+  }
+
+  /** Rights that an access may have now, whatever call is under way. */
+  private mayReach(device: SwarmDevice, pasid: number, space: Space | undefined, page: number): number {
+    let may = (space?.flagsOf(page) ?? 0) & (READ | WRITE);
+    const other = pasid === NO_PASID ? device.alternative : space === undefined ? device.arriving : undefined;
+    if (other !== undefined) may |= other.flagsOf(page) & (READ | WRITE);
+    return may;
+  }
+
+  /** @param at @param tag @param attributes what stands in the request; the first arguments say what it is meant for */
+  private access(device: SwarmDevice, pasid: number, page: number, slot: number, write: boolean, at: number, tag: number, attributes: number): void {
+    const { counts, contents, view, buffer } = this;
+    const needed = write ? WRITE : READ;
+    const space = this.spaceOf(device, pasid);
+    const flags = space?.flagsOf(page) ?? 0;
+    const may = this.mayReach(device, pasid, space, page);
+    const moving = (flags & MOVING) !== 0 || this.isMoving(device, pasid, space);
+    const reached = (flags & needed) !== 0 ? space! : pasid === NO_PASID ? device.alternative : device.arriving;
+    const word = write ? contents.fresh(reached?.owner ?? 0) : 0;
+    if (write) view.setUint32(0, word, true);
+    const status = write ? device.port.write(at, SLOTS[slot]!, buffer, 0, 4, tag, attributes) : device.port.read(at, SLOTS[slot]!, buffer, 0, 4, tag, attributes);
+    if (moving) counts.moving++;
+    if (status !== DMA_DONE) {
+      counts.refused++;
+      if (!moving && (flags & needed) !== 0) this.violate(`${this.who(device, pasid, page)} was refused to ${write ? 'write' : 'read'} what is mapped there`);
+      return;
+    }
+    if (moving) counts.moved++;
+    if ((may & needed) === 0 || reached === undefined) return this.violate(`${this.who(device, pasid, page)} ${write ? 'wrote to' : 'read'} what is not mapped there`);
+    const frame = reached.frames[page - reached.base]!;
+    const exchanged = reached.process && (reached.flagsOf(page) & MOVING) !== 0;
+    if (write) {
+      counts.writes++;
+      // which of two frames has got it, the look at the new one will tell
+      if (!exchanged) contents.set(frame, slot, word);
+    } else {
+      counts.reads++;
+      const found = view.getUint32(0, true);
+      if (exchanged) return;
+      if (found !== contents.get(frame, slot) || found >>> 24 !== reached.owner) this.violate(`${this.who(device, pasid, page)} read ${found.toString(16)} of owner ${found >>> 24}; ${reached.name} has ${contents.get(frame, slot).toString(16)} there`);
+    }
+  }
+
+  /** A read over a page's end: what is mapped before the first hole is moved, nothing behind it. */
+  private crossing(device: SwarmDevice, pasid: number, page: number): void {
+    const { storms, counts, view } = this;
+    counts.crossing++;
+    const pages = storms.between(2, 3), length = pages * 4096 - 8192 + 4096;
+    const status = device.port.read(page, 4092, this.buffer, 0, length > 8192 ? 8192 : length, pasid, 0);
+    const space = this.spaceOf(device, pasid);
+    const reached = Math.ceil((4092 + device.port.doneBytes) / 4096);
+    for (let at = page; device.port.doneBytes > 0 && at < page + reached; at++) {
+      if ((this.mayReach(device, pasid, space, at) & READ) === 0) this.violate(`${this.who(device, pasid, at)} read across the end of what is mapped`);
+    }
+    if (status === DMA_DONE && space !== undefined && !space.process && !this.isMoving(device, pasid, space) && (space.flagsOf(page) & MOVING) === 0) {
+      const found = view.getUint32(0, true);
+      if (found !== this.contents.get(space.frames[page - space.base]!, 3)) this.violate(`${this.who(device, pasid, page)} read ${found.toString(16)} of owner ${found >>> 24} before the end of a page`);
+    }
+  }
+
+  private who({ bdf }: SwarmDevice, pasid: number, page: number): string {
+    return `${bdf}${pasid === NO_PASID ? '' : ` with PASID ${pasid}`} at page 0x${page.toString(16)}`;
+  }
+
+  private violate(text: string): void {
+    this.violations.push(`${this.machine.clock.now} ns: ${text}`);
+    if (this.options.stopAtFirst === true) throw new Stop();
+    if (this.violations.length > 20) throw new Stop();
+  }
+
+  /** Every word of every program, and of every frame that a container holds, is what its owner or its devices put there last. */
+  private sweep(): void {
+    this.counts.sweeps++;
+    for (const { process, small, huge } of this.programs) {
+      for (let at = 0; at < SMALL; at++) this.checkFrame(process.name, this.frameOf(process, small + at * 4096));
+      for (let at = 0; at < HUGE; at += 37) this.checkFrame(process.name, this.frameOf(process, huge + at * 4096));
+    }
+    for (const { space } of this.containers) for (const { page, pages } of space.mapped) for (let at = 0; at < Math.min(pages, 8); at++) this.checkFrame(space.name, space.frames[page + at]!);
+  }
+
+  private checkFrame(name: string, frame: number): void {
+    const { ram } = this.machine;
+    for (const [slot, offset] of SLOTS.entries()) {
+      const found = ram.load(frame * 4096 + offset, 4) >>> 0;
+      if (found !== this.contents.get(frame, slot)) this.violate(`frame ${frame.toString(16)} of ${name} has ${found.toString(16)} where ${this.contents.get(frame, slot).toString(16)} was written last`);
+    }
+  }
+}

@@ -1,0 +1,167 @@
+/**
+ * What attacks on guests' isolation have found, each as the shortest sequence that showed it.
+ */
+import { describe, expect, it } from 'vitest';
+import { EventFd } from '../../host/eventfd.js';
+import type { Process } from '../../host/process.js';
+import type { Steps } from '../../sim/task.js';
+import { isErrno } from '../../sim/errno.js';
+import { VfioClient, type ContainerHandle, type DeviceHandle, type GroupHandle } from '../../vfio/client/index.js';
+import { PCI_CONFIG_REGION, PCI_INTX_IRQ } from '../../vfio/device.js';
+import * as uapi from '../../vfio/uapi/index.js';
+import { HostileMachine, type Loot } from './hostile-machine.js';
+
+interface Held {
+  readonly process: Process;
+  readonly client: VfioClient;
+  readonly container: ContainerHandle;
+  readonly group: GroupHandle;
+  readonly device: DeviceHandle;
+}
+
+/** A process that has a device open. */
+function holding(machine: HostileMachine, what: Loot, name = 'user'): Held {
+  const process = machine.machine.scenario.world.newProcess(name);
+  const client = new VfioClient(machine.host.passthrough.vfio, process);
+  const { group: id, name: deviceName } = machine.loot().find(({ loot }) => loot === what)!;
+  const container = client.openContainer(), group = client.openGroup(id);
+  machine.run(group.setContainer(container));
+  machine.run(container.setIommu('type1v2'));
+  return { process, client, container, group, device: machine.run(group.getDevice(deviceName)) };
+}
+
+function errno(run: () => unknown): string {
+  try {
+    run();
+  } catch (error) {
+    if (isErrno(error)) return error.code;
+    throw error;
+  }
+  return 'ok';
+}
+
+function spawn<T>(machine: HostileMachine, steps: Steps<T>) {
+  return machine.host.scheduler.spawn('test', steps, { joined: true });
+}
+
+/** One event. */
+function step({ host: { clock } }: HostileMachine): void {
+  clock.run({ stop: () => true });
+}
+
+describe('descriptors', () => {
+  it('leaves nothing of a group whose owner exits in the middle of a call, whichever the moment', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { vfio, type1 } = machine.host.passthrough;
+    const [first, second] = [machine.loot()[2]!, machine.loot()[3]!];
+    let ended = false;
+    for (let events = 0; !ended; events++) {
+      const process = machine.machine.scenario.world.newProcess('user');
+      const client = new VfioClient(vfio, process);
+      // descriptors are closed in ascending order
+      const other = client.openGroup(second.group), one = client.openGroup(first.group), container = client.openContainer();
+      const vaddr = machine.run(process.mm.mmap(0x8000));
+      machine.run(one.setContainer(container));
+      machine.run(container.setIommu('type1v2'));
+      machine.run(container.mapDma({ iova: 0, vaddr, sizeBytes: 0x8000 }));
+      // one thread waits for an invalidation with the container's lock, the others for that lock
+      const tasks = [
+        spawn(machine, container.unmapDma(0, 0x8000)), spawn(machine, other.setContainer(container)), spawn(machine, container.mapDma({ iova: 0x8000, vaddr, sizeBytes: 0x8000 })),
+        spawn(machine, other.getDevice(second.name)),
+      ];
+      for (let i = 0; i < events && tasks.some((task) => !task.ended); i++) step(machine);
+      ended = tasks.every((task) => task.ended);
+      machine.run(process.exit());
+      machine.host.clock.run({ stop: () => tasks.every((task) => task.ended) });
+      expect(machine.machine.deadlockReport(), `after ${events} events`).toEqual([]);
+      expect([vfio.group(first.group)!.container?.id, vfio.group(second.group)!.container?.id, type1.usage.containers], `after ${events} events`).toEqual([undefined, undefined, 0]);
+    }
+    machine.look();
+    machine.finish();
+  });
+});
+
+describe('migration', () => {
+  it('logs a range of the whole address space without room for all of it', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { device, process } = holding(machine, 'tty');
+    const { migration } = device;
+    expect(errno(() => machine.run(migration.startLogging([{ iova: 0, sizeBytes: 2 ** 52 }])))).toBe('ok');
+    expect(machine.run(migration.report(0, 0x10_0000))).toEqual(new Uint8Array(32));
+    expect(errno(() => machine.run(migration.report(0, 2 ** 52, 2 ** 46)))).toBe('ok');
+    // a bitmap of 2^37 bytes is nowhere
+    const words = uapi.FEATURE_DMA_LOGGING_REPORT.encode({ iova: 0, length: 2 ** 52, page_size: 4096, bitmap: machine.run(process.mm.mmap(4096)) });
+    expect(errno(() => machine.run(device.getFeature(uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, uapi.bytesOf(words))))).toBe('EFAULT');
+    machine.run(process.exit());
+    machine.finish();
+  });
+
+  it('gives the data descriptor back when its number does not reach the caller', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { device, process } = holding(machine, 'tty');
+    const page = machine.run(process.mm.mmap(4096));
+    machine.run(process.mm.write(page, uapi.bytesOf(uapi.concatWords(
+      uapi.DEVICE_FEATURE.encode({ argsz: 16, flags: uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | uapi.VFIO_DEVICE_FEATURE_SET }),
+      uapi.FEATURE_MIG_STATE.encode({ device_state: uapi.VFIO_DEVICE_STATE_STOP_COPY, data_fd: 0xffff_ffff })))));
+    machine.run(process.mm.mprotect(page, 4096, 1));
+    const before = process.descriptors();
+    expect(errno(() => machine.run(process.ioctl(device.fd, uapi.VFIO_DEVICE_FEATURE, page)))).toBe('EFAULT');
+    expect(process.descriptors()).toEqual(before);
+    machine.run(process.exit());
+    machine.finish();
+  });
+});
+
+describe('eventfds', () => {
+  it('lets one eventfd be an interrupt and its own unmasking, as a storm that time passes in', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { device, process } = holding(machine, 'edu0');
+    const eventfd = new EventFd(machine.host.scheduler);
+    const fd = process.open(eventfd);
+    device.writeValue(PCI_CONFIG_REGION, 4, 2, 2);
+    machine.run(device.setIrqs({ index: PCI_INTX_IRQ, eventfds: [fd] }));
+    machine.run(device.setIrqs({ index: PCI_INTX_IRQ, action: 'unmask', eventfds: [fd] }));
+    device.write(0, 0x60, Uint8Array.of(1, 0, 0, 0));
+    machine.wait(100_000);
+    expect(eventfd.signals).toBeGreaterThan(1);
+    expect(eventfd.signals).toBeLessThan(1000);
+    device.write(0, 0x64, Uint8Array.of(1, 0, 0, 0));
+    const { signals } = eventfd;
+    machine.wait(100_000);
+    expect(eventfd.signals - signals).toBeLessThan(3);
+    machine.run(process.exit());
+    machine.finish();
+  });
+
+  it('injects when somebody else has read the counter before', () => {
+    const machine = new HostileMachine(0, 'found');
+    const guest = machine.start('neighbour');
+    const eventfd = new EventFd(machine.host.scheduler);
+    eventfd.listen(() => void eventfd.read());
+    let heard = 0;
+    const end = guest.vmm!.vm.irqfd(eventfd, () => void heard++);
+    eventfd.signal();
+    expect(heard).toBe(1);
+    end();
+    machine.run(guest.kill());
+    machine.finish();
+  });
+});
+
+describe('containers', () => {
+  it('counts the memory of dirty bitmaps: mappings of the whole address space are refused a log', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { container, process } = holding(machine, 'tty');
+    for (let i = 0; i < 8; i++) machine.run(container.mapDma({ iova: i * 2 ** 42, vaddr: 0, sizeBytes: 2 ** 42 }));
+    expect(errno(() => machine.run(container.startDirtyTracking()))).toBe('ENOMEM');
+    machine.run(container.unmapDma(0, 0, { all: true }));
+    machine.run(container.mapDma({ iova: 0, vaddr: 0, sizeBytes: 2 ** 30 }));
+    expect(errno(() => machine.run(container.startDirtyTracking()))).toBe('ok');
+    machine.run(container.mapDma({ iova: 2 ** 42, vaddr: 0, sizeBytes: 2 ** 42 }));
+    expect(errno(() => machine.run(container.mapDma({ iova: 2 ** 43, vaddr: 0, sizeBytes: 2 ** 42 })))).toBe('ENOMEM');
+    machine.run(container.unmapDma(2 ** 42, 2 ** 42));
+    expect(errno(() => machine.run(container.mapDma({ iova: 2 ** 43, vaddr: 0, sizeBytes: 2 ** 42 })))).toBe('ok');
+    machine.run(process.exit());
+    machine.finish();
+  });
+});

@@ -1,0 +1,5 @@
+/** The vfio-user server on this machine's sockets. Importing this loads no koffi; making a server does. */
+export { posixCalls } from './calls.js';
+export type { WindowPolicy } from './descriptor.js';
+export { VfioUserServer, type VfioUserServerOptions } from './server.js';
+export { SharedMemory } from './shared-memory.js';

@@ -1,0 +1,153 @@
+/**
+ * A device on a Unix socket. One client at a time: others wait in the socket's queue, and are served when it has left
+ * or died and everything of it has been given back; the device keeps its state meanwhile. Many servers live in one
+ * process and share its event loop; the scheduler's clock has to run by itself (`WallClock`).
+ */
+import { lstatSync, unlinkSync } from 'node:fs';
+import type { Scheduler, Steps } from '../../../sim/task.js';
+import { WaitQueue } from '../../../sim/task.js';
+import { ClientMemory } from '../client-memory.js';
+import { DEFAULT_LIMITS, Session, type ServedDevice, type SessionLimits, type TwinChannel, type TwinReader } from '../session.js';
+import type { VfioUserTrace } from '../trace-kinds.js';
+import { AF_UNIX, callError, EAGAIN, posixCalls, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, type PollHandle, type PosixCalls } from './calls.js';
+import type { WindowPolicy } from './descriptor.js';
+import { listenUnix, MessageArena, UnixConnection } from './socket.js';
+
+/** Until the next try to accept a client when this process has no descriptor left. */
+const RETRY_NS = 100_000_000;
+
+export interface VfioUserServerOptions {
+  readonly path: string;
+  readonly device: ServedDevice;
+  readonly scheduler: Scheduler;
+  readonly limits?: Partial<SessionLimits>;
+  /** `map-sealed` by default. */
+  readonly policy?: WindowPolicy;
+  readonly trace?: VfioUserTrace;
+  /** An error of ours in a handler; the client gets EIO. */
+  readonly onBug?: (error: unknown) => void;
+  /** `vfio-user.keep-windows`, `vfio-user.leak-descriptors` */
+  readonly defects?: ReadonlySet<string>;
+}
+
+export class VfioUserServer {
+  readonly path: string;
+  /** Memory of whoever is connected. */
+  readonly memory: ClientMemory;
+  /** Connections so far. */
+  connections = 0;
+  private readonly options: VfioUserServerOptions;
+  private readonly calls: PosixCalls;
+  private readonly changed: WaitQueue;
+  private arena: MessageArena | undefined;
+  private listener = -1;
+  private watcher: PollHandle | undefined;
+  private session: Session | undefined;
+
+  /** @throws Errno ENOSYS as `posixCalls` */
+  constructor(options: VfioUserServerOptions) {
+    this.options = options;
+    this.path = options.path;
+    this.calls = posixCalls();
+    this.memory = options.device.memory ?? new ClientMemory();
+    this.changed = new WaitQueue(options.scheduler, `clients of ${options.path}`);
+    options.device.connectDma?.(this.memory);
+  }
+
+  /** A client is connected, or what it left is being tidied up. */
+  get busy(): boolean {
+    return this.session !== undefined;
+  }
+
+  /** Opens the device and listens. EADDRINUSE, ENAMETOOLONG, and what the device refuses. */
+  *start(): Steps {
+    const { calls, options, path } = this;
+    yield* options.device.ops.open();
+    try {
+      this.listener = listenUnix(calls, path, unlinkSync, (name) => lstatSync(name).isSocket());
+    } catch (error) {
+      yield* options.device.ops.close();
+      throw error;
+    }
+    this.arena = new MessageArena(calls);
+    this.watch();
+  }
+
+  /** Ends the connection and the socket, and closes the device. */
+  *stop(): Steps {
+    if (this.listener < 0) return;
+    this.unwatch();
+    this.calls.close(this.listener);
+    this.listener = -1;
+    unlinkSync(this.path);
+    this.session?.close();
+    yield* this.changed.until(() => this.session === undefined);
+    this.arena!.close();
+    yield* this.options.device.ops.close();
+  }
+
+  /** Sleeps until a condition about this server's clients holds. */
+  *until(condition: () => boolean): Steps {
+    yield* this.changed.until(condition);
+  }
+
+  private watch(): void {
+    this.watcher ??= this.calls.watch(this.listener, { readable: true }, () => this.accept());
+  }
+
+  private unwatch(): void {
+    this.watcher?.close();
+    this.watcher = undefined;
+  }
+
+  private accept(): void {
+    const { calls, options } = this;
+    if (this.listener < 0 || this.session !== undefined) return;
+    const fd = calls.accept4(this.listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+      if (calls.errno() === EAGAIN) return;
+      this.unwatch();
+      options.scheduler.clock.post(RETRY_NS, () => {
+        if (this.listener >= 0 && this.session === undefined) this.watch();
+      });
+      return;
+    }
+    this.unwatch();
+    this.serve(fd);
+  }
+
+  private serve(fd: number): void {
+    const { options, memory } = this;
+    const { device, scheduler, limits, trace, onBug, defects } = options;
+    const connection = this.connection(fd);
+    this.connections++;
+    const session = new Session({
+      device, memory, scheduler, transport: connection, openTwin: (replies) => this.openTwin(replies), onEnd: () => this.ended(),
+      ...(limits === undefined ? {} : { limits }), ...(trace === undefined ? {} : { trace }), ...(onBug === undefined ? {} : { onBug }),
+      ...(defects === undefined ? {} : { defects }),
+    });
+    this.session = session;
+    connection.start(session);
+    this.changed.wakeAll();
+  }
+
+  private ended(): void {
+    this.session = undefined;
+    this.changed.wakeAll();
+    if (this.listener >= 0) this.watch();
+  }
+
+  private connection(fd: number): UnixConnection {
+    const { policy = 'map-sealed', limits } = this.options;
+    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors });
+  }
+
+  private openTwin(replies: TwinReader): TwinChannel {
+    const { calls } = this;
+    const pair = new Int32Array(2);
+    if (calls.socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) throw callError(calls, 'no second channel');
+    const transport = this.connection(pair[0]!);
+    transport.start(replies);
+    return { transport, descriptor: pair[1]!, handedOver: () => void calls.close(pair[1]!) };
+  }
+}
