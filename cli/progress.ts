@@ -27,7 +27,8 @@ export class Progress {
     const { clock, progress } = this.machine;
     const shown = { time: formatTime(clock.now), events: clock.events, rate: Math.round(clock.events / Math.max(1, now - this.started)) };
     this.bar ??= this.newBar(progress.stepsTotal, shown);
-    this.bar.update(progress.stepsDone, shown);
+    // a guest that is reset does its steps again
+    this.bar.update(Math.min(progress.stepsDone, progress.stepsTotal), shown);
   }
 
   /** Takes the bar off the terminal; without it the bar's timer would keep the process alive. */

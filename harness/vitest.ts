@@ -27,6 +27,7 @@ function complaints(summary: Summary): string[] {
     ...(summary.end === 'finished' || summary.end === 'deadlock' ? [] : [`the run ended early: ${summary.end}`]),
     ...summary.stepFailures,
     ...summary.unmetExpectations.map((text) => `expected: ${text}`),
+    ...summary.guests.filter((guest) => guest.state === 'refused').map((guest) => `guest ${guest.name} was refused: ${guest.reason}`),
     ...summary.flows.filter((flow) => flow.status === 'failed').map((flow) => `flow ${flow.name} failed: ${flow.reason}`),
     ...summary.invariants.filter((invariant) => invariant.status === 'violated').map((invariant) => `${invariant.name}: ${invariant.violations.join('; ')}`),
     ...Object.entries(summary.leaks).filter(([, count]) => count !== 0).map(([what, count]) => `${count} ${what} leaked`),

@@ -28,15 +28,26 @@ export interface IoctlFile extends OpenFile {
   ioctl(caller: Process, command: number, argument: number): Steps<number>;
 }
 
-/** An open file with its number of descriptors, which fork raises. */
-class FileDescription {
+/** An open file that somebody uses beside its descriptors (`struct fd`). */
+export interface HeldFile {
+  readonly file: OpenFile;
+  /** Ends the use; releases the file when its last descriptor has gone meanwhile. Once. */
+  put(): Steps;
+}
+
+/** An open file with the number of its descriptors, which fork raises, and of calls that use it. */
+class FileDescription implements HeldFile {
   readonly file: OpenFile;
   readonly closeOnExec: boolean;
-  descriptors = 1;
+  references = 1;
 
   constructor(file: OpenFile, closeOnExec: boolean) {
     this.file = file;
     this.closeOnExec = closeOnExec;
+  }
+
+  *put(): Steps {
+    if (--this.references === 0) yield* this.file.release();
   }
 }
 
@@ -68,9 +79,14 @@ export class Process {
 
   /** EBADF when the descriptor is closed. */
   file(fd: number): OpenFile {
-    const description = this.files[fd];
-    if (description === undefined) throw new Errno('EBADF', `descriptor ${fd} of ${this.name} is not open`);
-    return description.file;
+    return this.description(fd).file;
+  }
+
+  /** fdget: the file is not released before `put`, whoever closes its descriptors meanwhile. EBADF. */
+  hold(fd: number): HeldFile {
+    const description = this.description(fd);
+    description.references++;
+    return description;
   }
 
   /** Open descriptors, ascending. */
@@ -78,11 +94,15 @@ export class Process {
     return this.files.flatMap((description, fd) => (description === undefined ? [] : [fd]));
   }
 
-  /** ioctl(2) on a descriptor. EBADF, ENOTTY when the file takes none, or what the file says. */
+  /** ioctl(2) on a descriptor; the file stays open until it ends. EBADF, ENOTTY when the file takes none, or what the file says. */
   *ioctl(fd: number, command: number, argument: number): Steps<number> {
-    const file = this.file(fd);
-    if (!('ioctl' in file)) throw new Errno('ENOTTY', `${file.name} takes no ioctl`);
-    return yield* (file as IoctlFile).ioctl(this, command, argument);
+    const held = this.hold(fd), { file } = held;
+    try {
+      if (!('ioctl' in file)) throw new Errno('ENOTTY', `${file.name} takes no ioctl`);
+      return yield* (file as IoctlFile).ioctl(this, command, argument);
+    } finally {
+      yield* held.put();
+    }
   }
 
   /** Closes a descriptor; the last one of its open file releases it. EBADF. */
@@ -96,7 +116,7 @@ export class Process {
     this.checkRunning('fork');
     const child = new Process(pid, name, yield* this.mm.fork(mmId, name));
     child.files = [...this.files];
-    for (const description of this.files) if (description !== undefined) description.descriptors++;
+    for (const description of this.files) if (description !== undefined) description.references++;
     return child;
   }
 
@@ -130,7 +150,13 @@ export class Process {
   private *drop(fd: number): Steps {
     const description = this.files[fd]!;
     this.files[fd] = undefined;
-    if (--description.descriptors === 0) yield* description.file.release();
+    yield* description.put();
+  }
+
+  private description(fd: number): FileDescription {
+    const description = this.files[fd];
+    if (description === undefined) throw new Errno('EBADF', `descriptor ${fd} of ${this.name} is not open`);
+    return description;
   }
 
   private checkRunning(what: string): void {

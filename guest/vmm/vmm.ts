@@ -225,12 +225,15 @@ export class Vmm {
     for (const eject of this.ejects) yield* eject.join();
   }
 
-  /** A device that leaves meanwhile need not be restarted. */
+  /** A device that leaves meanwhile need not be restarted; one that is lost is taken away. */
   private *restart(device: PassthroughDevice): Steps {
     try {
       if (this.passthrough.includes(device)) yield* device.restart();
     } catch (error) {
-      if (!isErrno(error) || this.passthrough.includes(device)) throw error;
+      if (!isErrno(error)) throw error;
+      if (this.off || !this.passthrough.includes(device)) return;
+      this.options.log?.log('warn', `${this.name}: ${device.options.name} does not come back from its reset: ${error.message}`);
+      yield* this.take(device);
     }
   }
 

@@ -148,12 +148,12 @@ export class Guest {
   private *onCpus(what: string, steps: Steps): Steps {
     const done = new Completion(this.parts.host.scheduler, `${what} of ${this.name}`);
     this.waiting.add(done);
-    const failed: { error?: unknown } = {};
+    const failed: { error?: Error } = {};
     this.kernel!.scheduler.spawn(`${this.name}: ${what}`, (function* (): Steps {
       try {
         yield* steps;
       } catch (error) {
-        failed.error = error;
+        failed.error = error as Error;
       }
       done.complete();
     })());

@@ -17,11 +17,6 @@ export interface PinnedHandleParts {
   readonly file: IdxdPinnedFile;
 }
 
-interface Open {
-  readonly submission: PinnedSubmission;
-  readonly submittedNs: number;
-}
-
 const NO_RESPONSES = { success: 0, invalid: 0, failure: 0 };
 
 export class PinnedHandle implements UserHandle {
@@ -32,12 +27,11 @@ export class PinnedHandle implements UserHandle {
   private readonly parts: PinnedHandleParts;
   private readonly watchers: (() => void)[] = [];
   private notices = 0;
-  private open: readonly Open[] = [];
+  private inFlight = 0;
 
   constructor(parts: PinnedHandleParts) {
     this.parts = parts;
     this.device = parts.device;
-    parts.file.watch(() => this.count());
   }
 
   get gone(): boolean {
@@ -60,17 +54,13 @@ export class PinnedHandle implements UserHandle {
 
   /** Completion records are the driver's, so no address tells; true while anything is in flight. */
   awaits(): boolean {
-    return this.open.length > 0;
+    return this.inFlight > 0;
   }
 
-  /** Counts what has ended since the last time. */
-  private count(): void {
-    const ended = this.open.filter(({ submission }) => submission.done);
-    this.open = this.open.filter(({ submission }) => !submission.done);
-    for (const { submission, submittedNs } of ended) {
-      const bytes = submission.results().reduce((sum, result) => sum + result.bytes, 0);
-      this.onEnded?.({ bytes, pageRequests: 0, responses: NO_RESPONSES, latencyNs: this.parts.clock.now - submittedNs });
-    }
+  private count(submission: PinnedSubmission, submittedNs: number): void {
+    this.inFlight--;
+    const bytes = submission.results().reduce((sum, result) => sum + result.bytes, 0);
+    this.onEnded?.({ bytes, pageRequests: 0, responses: NO_RESPONSES, latencyNs: this.parts.clock.now - submittedNs });
   }
 
   /** Each operation is a submission of its own, so that each has its own latency. */
@@ -78,20 +68,21 @@ export class PinnedHandle implements UserHandle {
     const { clock, file } = this.parts;
     if (this.gone) throw new Errno('ENODEV', `${this.device} is gone`);
     const groups = options.batch ? [operations] : operations.map((operation) => [operation]);
-    const mine: Open[] = [];
+    const mine: PinnedSubmission[] = [];
     for (const group of groups) {
       const submittedNs = clock.now;
-      const one = { submission: yield* file.submit(group.map(pinned), options), submittedNs };
-      mine.push(one);
-      this.open = [...this.open, one];
+      const submission = yield* file.submit(group.map(pinned), options);
+      submission.onDone = () => this.count(submission, submittedNs);
+      this.inFlight++;
+      mine.push(submission);
     }
     return {
       operations: operations.length,
       // oxlint-disable-next-line require-yield -- Submission.poll may look at memory
       poll: function* (): Steps<boolean> {
-        return mine.every(({ submission }) => submission.done);
+        return mine.every(({ done }) => done);
       },
-      results: (): readonly OperationResult[] => mine.flatMap(({ submission }) => submission.results().map(({ status, detail, bytes, value }) => ({ status, detail, bytes, value }))),
+      results: (): readonly OperationResult[] => mine.flatMap((submission) => submission.results().map(({ status, detail, bytes, value }) => ({ status, detail, bytes, value }))),
     };
   }
 }

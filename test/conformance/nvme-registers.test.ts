@@ -93,14 +93,14 @@ describe('the registers', () => {
   });
 
   it.each([
-    ['no admin submission queue entries', (w: NvmeWorld) => w.write(0x24, 0x000f_0000)],
-    ['no admin completion queue entries', (w: NvmeWorld) => w.write(0x24, 0x0000_000f)],
-    ['no admin submission queue', (w: NvmeWorld) => w.bar.write(0x28, 8, 0, 0)],
-    ['no admin completion queue', (w: NvmeWorld) => w.bar.write(0x30, 8, 0, 0)],
-    ['another command set', (w: NvmeWorld) => (w.cc |= 1 << 4)],
-    ['weighted round robin', (w: NvmeWorld) => (w.cc |= 1 << 11)],
-    ['pages of 128 KiB', (w: NvmeWorld) => (w.cc |= 5 << 7)],
-    ['queues that are not aligned to its pages', (w: NvmeWorld) => (w.cc |= 1 << 7, w.bar.write(0x30, 8, 0x10_1000, 0))],
+    ['no admin submission queue entries', (w: Preparing) => w.write(0x24, 0x000f_0000)],
+    ['no admin completion queue entries', (w: Preparing) => w.write(0x24, 0x0000_000f)],
+    ['no admin submission queue', (w: Preparing) => w.bar.write(0x28, 8, 0, 0)],
+    ['no admin completion queue', (w: Preparing) => w.bar.write(0x30, 8, 0, 0)],
+    ['another command set', (w: Preparing) => (w.cc |= 1 << 4)],
+    ['weighted round robin', (w: Preparing) => (w.cc |= 1 << 11)],
+    ['pages of 128 KiB', (w: Preparing) => (w.cc |= 5 << 7)],
+    ['queues that are not aligned to its pages', (w: Preparing) => (w.cc |= 1 << 7, w.bar.write(0x30, 8, 0x10_1000, 0))],
   ] as [string, (w: Preparing) => void][])('fail fatally with %s, and again work after a reset', (_what, spoil) => {
     const prepared = Object.assign(world, { cc: 0x0046_0001 });
     world.write(0x24, 0x000f_000f);

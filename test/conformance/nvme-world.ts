@@ -262,7 +262,7 @@ export class NvmeDriverWorld extends SvaWorld {
 
   constructor(options: NvmeDriverWorldOptions = {}) {
     super({ idxd: { wqs: [{ name: 'wq0.0', mode: 'dedicated', type: 'user', size: 8 }] }, ...options });
-    const { clock, scheduler, trace, timing, log, hold } = { ...this, hold: options.hold };
+    const { clock, scheduler, trace, timing, log } = this, { hold } = options;
     const defects = new Set(options.nvmeDefects ?? []);
     this.medium = options.medium ?? new MemoryMedium(MEDIUM_BYTES);
     this.nvme = new NvmeDevice({

@@ -19,7 +19,7 @@ interface Scene {
 
 function scene({ device, iommu, kernel, more, processes }: Scene): TopologyInput {
   return {
-    version: 1, limits: { time: '20ms', events: 1_000_000 }, ...more,
+    version: 1, limits: { time: '20s', events: 1_000_000 }, ...more,
     host: {
       memory: '256MiB', kernel: kernel ?? {}, iommu: { model: 'intel-vtd', ...iommu } as NonNullable<Host['iommu']>,
       devices: [{ model: 'dsa', name: 'dsa0', bdf: '0000:6a:01.0', ...device }],

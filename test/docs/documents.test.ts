@@ -1,11 +1,11 @@
 /** Documents name files, functions, words and tests that exist. */
-import { existsSync, readdirSync, readFileSync, writeFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, posix } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it } from 'vitest';
 import { topologyJsonSchema } from '../../harness/topology/schema.js';
 import { vfiosim } from '../cli/vfiosim.js';
-import { blocksOf, ROOT, textOf } from './blocks.js';
+import { blocksOf, commandsOf, comparedOutputs, ROOT, textOf } from './blocks.js';
 
 const DOCUMENTS = ['README.md', ...readdirSync(join(ROOT, 'docs'), { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')).map((file) => posix.join('docs', file.replaceAll('\\', '/')))];
 
@@ -26,7 +26,7 @@ describe.each(DOCUMENTS)('%s', (document) => {
 describe('docs/ARCHITECTURE.md', () => {
   it('finds each function where it says', () => {
     const rows = textOf('docs/ARCHITECTURE.md').split('## One page fault')[1]!.split('## Adding')[0]!.split('\n').filter((line) => line.startsWith('| ') && !line.startsWith('| step'));
-    expect(rows.length).toBeGreaterThan(10);
+    expect(rows.length).toBeGreaterThan(24);
     const missing: string[] = [];
     for (const row of rows) {
       let folder = '', text = '', file = '';
@@ -47,7 +47,7 @@ describe('docs/ARCHITECTURE.md', () => {
 
   it('names every room, in import order', () => {
     const rooms = [...textOf('docs/ARCHITECTURE.md').split('## Rooms')[1]!.split('## Joints')[0]!.matchAll(/^\| (`[^|]+`) \|/gm)].flatMap(([, cell]) => codeOf(cell!));
-    expect(rooms).toEqual(['sim/', 'host/', 'iommu/', 'vfio/', 'mdev/', 'guest/', 'devices/', 'harness/', 'cli/']);
+    expect(rooms).toEqual(['sim/', 'host/', 'iommu/', 'vfio/', 'mdev/', 'devices/', 'guest/', 'harness/', 'cli/']);
   });
 });
 
@@ -83,6 +83,21 @@ describe('docs/capabilities', () => {
     }
   });
 
+  it.each(['guest', 'mdev', 'mtty', 'vfio-core', 'vfio-pci'])('%s.md names tests that exist', (model) => {
+    const cells = textOf(`docs/capabilities/${model}.md`).split('\n').filter((line) => line.startsWith('|')).map((line) => line.split('|').at(-2)!);
+    const tests = [...new Set(cells.flatMap(codeOf).filter((code) => /^(guest|mdev|mdevctl|mtty|vfio)[a-z0-9-]*$/.test(code)))];
+    expect(tests.length).toBeGreaterThan(3);
+    expect(tests.filter((name) => !['conformance', 'unit'].some((folder) => existsSync(join(ROOT, `test/${folder}/${name}.test.ts`))))).toEqual([]);
+  });
+
+  it('vfio-type1.md names tests that exist', () => {
+    const files = readdirSync(join(ROOT, 'test/conformance')).filter((name) => name.startsWith('vfio-type1-'));
+    const tests = files.map((name) => readFileSync(join(ROOT, 'test/conformance', name), 'utf8')).join('');
+    const named = textOf('docs/capabilities/vfio-type1.md').split('\n').filter((line) => line.startsWith('| ') && !line.startsWith('| what')).flatMap((line) => codeOf(line.split('|').at(-2)!));
+    expect(named.length).toBeGreaterThan(15);
+    expect(named.filter((name) => !files.includes(name) && name.split('…').some((part) => !tests.includes(part.trim())))).toEqual([]);
+  });
+
   it('edu.md names tests that exist', () => {
     const tests = readFileSync(join(ROOT, 'test/unit/edu.test.ts'), 'utf8');
     const named = textOf('docs/capabilities/edu.md').split('\n').filter((line) => line.startsWith('| ') && !line.startsWith('| what')).flatMap((line) => codeOf(line.split('|')[2]!));
@@ -91,11 +106,12 @@ describe('docs/capabilities', () => {
   });
 });
 
-describe('docs/writing-topologies.md', () => {
+describe.each(['docs/writing-topologies.md', 'docs/guests.md'])('%s', (document) => {
   it('shows topologies that pass', async () => {
     const directory = mkdtempSync(join(tmpdir(), 'vfiosim-docs-'));
     try {
-      for (const [i, block] of blocksOf('docs/writing-topologies.md', 'yaml').entries()) {
+      expect(blocksOf(document, 'yaml').length).toBeGreaterThan(0);
+      for (const [i, block] of blocksOf(document, 'yaml').entries()) {
         const file = join(directory, `${i}.yaml`);
         writeFileSync(file, block);
         const { code, out, err } = await vfiosim('run', file);
@@ -106,9 +122,63 @@ describe('docs/writing-topologies.md', () => {
     }
   });
 
+});
+
+describe('docs/writing-topologies.md', () => {
+  const document = 'docs/writing-topologies.md';
+  const firstCells = (section: string): string[] => {
+    const part = textOf(document).split(`## ${section}\n`)[1]!.split('\n## ')[0]!;
+    return part.split('\n').filter((line) => line.startsWith('| ')).flatMap((line) => codeOf(line.split('|')[1]!));
+  };
+
   it('has every step', async () => {
     const { STEP_VERBS } = await import('../../harness/topology/schema.js');
-    const shown = textOf('docs/writing-topologies.md').split('\n').filter((line) => line.startsWith('| ')).flatMap((line) => codeOf(line.split('|')[1]!));
-    expect(shown.toSorted()).toEqual(STEP_VERBS.toSorted());
+    expect(firstCells('Processes').toSorted()).toEqual(STEP_VERBS.toSorted());
   });
+
+  it('has everything that may be injected', async () => {
+    const { INJECTIONS } = await import('../../harness/topology/schema.js');
+    expect(firstCells('What goes wrong, and what must hold').toSorted()).toEqual(INJECTIONS.toSorted());
+  });
+
+  it('has every word of a mediated device, a guest and its devices', () => {
+    const { properties } = topologyJsonSchema() as { properties: Record<string, { items: { properties: Record<string, { items: Schema }> } }> };
+    const guest = properties['guests']!.items.properties;
+    const words = [...Object.keys(properties['mdevs']!.items.properties), ...Object.keys(guest), ...Object.keys(guest['devices']!.items.properties!)];
+    const mentioned = codeOf(textOf(document)).flatMap((code) => code.split(/[ ,:.{}[\]]+/));
+    expect([...new Set(words)].filter((word) => !mentioned.includes(word))).toEqual([]);
+  });
+});
+
+describe('docs/guests.md', () => {
+  it('shows what its commands print', async () => {
+    const { shown, real } = await comparedOutputs('docs/guests.md');
+    expect(shown).toEqual(real);
+    expect(commandsOf('docs/guests.md').length).toBeGreaterThan(shown.length);
+  });
+
+  it('names trace records that exist', async () => {
+    const { createMachineSync } = await import('../../harness/index.js');
+    const machine = createMachineSync(join(ROOT, 'configs/guest-one-mdev.yaml'));
+    const kinds = machine.trace.kinds.map(({ name }) => name);
+    const named = codeOf(textOf('docs/guests.md')).filter((code) => /^[a-z]+:[a-z_]+$/.test(code));
+    machine.run();
+    expect(named.length).toBeGreaterThan(25);
+    expect(named.filter((name) => !kinds.includes(name) && !machine.trace.kinds.some((kind) => kind.name === name))).toEqual([]);
+  });
+});
+
+// tests that documents show become tests of this file
+mkdirSync(join(ROOT, 'out'), { recursive: true });
+const generated = blocksOf('docs/guests.md', 'ts').map((block, i) => {
+  const path = join(ROOT, 'out', `guests-block-${i}.ts`);
+  writeFileSync(path, block.replace("'vfiosim'", "'../harness/index.js'").replace("'vfiosim/vitest'", "'../harness/vitest.js'"));
+  return path;
+});
+afterAll(() => {
+  for (const path of generated) rmSync(path, { force: true });
+});
+describe('the tests in docs/guests.md', async () => {
+  expect(generated).toHaveLength(2);
+  for (const path of generated) await import(path);
 });

@@ -106,7 +106,7 @@ describe('a process that drives a whole accelerator', () => {
   });
 
   it('loses it when it is pulled out under load: registers read as ones, the user is asked to let go, and then the kernel forgets it (2g)', () => {
-    const { world, user, dsa, device, container } = bound();
+    const { world, user, dsa, device } = bound();
     let asked = 0;
     user.onRequest(device, () => void asked++);
     faulting(world, user, dsa);
@@ -120,7 +120,24 @@ describe('a process that drives a whole accelerator', () => {
     world.until(() => removal.ended);
     // bounded: no invalidation is waited for that nobody answers
     expect(world.host.clock.now - start).toBeLessThan(100_000_000);
-    expect([world.core.usage, world.host.pci.find('0000:6a:01.0'), container.fd]).toEqual([expect.objectContaining({ bonds: 0, pasids: 0, pendingRequests: 0 }), undefined, container.fd]);
+    expect([world.core.usage, world.host.pci.find('0000:6a:01.0')]).toEqual([expect.objectContaining({ bonds: 0, pasids: 0, pendingRequests: 0 }), undefined]);
+    world.finish();
+  });
+
+  it('loses it in the middle of a reset: the reset is ENOTTY as soon as it could have been over, and the kernel takes notice (2g)', () => {
+    const { world, user, device } = bound();
+    const reset = world.start('reset', device.reset());
+    world.wait(10_000_000);
+    const start = world.host.clock.now;
+    const removal = world.start('unplug', world.machine.scenario.disturb('unplug', 'dsa0'));
+    world.until(() => reset.ended);
+    expect([reset.state, String(reset.error)]).toEqual(['failed', expect.stringMatching(/ENOTTY.*pulled out/)]);
+    expect(world.host.clock.now - start).toBeLessThan(200_000_000);
+    world.wait(5_000_000);
+    expect([removal.ended, world.host.pci.find('0000:6a:01.0')?.present]).toEqual([false, false]);
+    user.exit();
+    world.until(() => removal.ended);
+    expect([world.host.pci.find('0000:6a:01.0'), world.core.usage.bonds]).toEqual([undefined, 0]);
     world.finish();
   });
 

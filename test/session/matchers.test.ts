@@ -47,6 +47,14 @@ describe('toPass', () => {
     expect(message(() => expect(wrong).toPass())).toMatch(/^copy \(seed 1\):\n {2}app: step 3 \(verify\): buffer "a" differs at offset 0x0: 0x00, expected 0x01 .*\n {2}flow app\/dsa0 failed: step 3 \(verify\): /);
   });
 
+  it('names guests that were refused', () => {
+    const machine = createMachineSync({
+      version: 1, name: 'refused', host: { 'mdev-parents': [{ model: 'mtty', name: 'mtty0' }] },
+      mdevs: [{ uuid: '83b8f4f2-509f-382f-3c1e-e6bfe0fa1001', name: 'serial0', parent: 'mtty0', mdev_type: 'mtty-1', start: 'manual' }], guests: [{ name: 'vm0', devices: [{ mdev: 'serial0' }] }],
+    });
+    expect(message(() => expect(machine).toPass())).toBe('refused (seed 1):\n  guest vm0 was refused: -ENODEV: mediated device serial0 has not been started');
+  });
+
   it('holds for no machine that hit a limit', () => {
     const machine = createMachineSync({ ...COPY, limits: { events: 100 } });
     expect(message(() => expect(machine).toPass())).toBe('copy (seed 1):\n  the run ended early: event-limit');

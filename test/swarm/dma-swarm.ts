@@ -31,8 +31,10 @@ export interface SwarmOptions {
   readonly seed: number;
   readonly dmas: number;
   readonly defects?: readonly string[];
-  /** Stop at the first violation. */
-  readonly stopAtFirst?: boolean;
+  /** Violations after which nobody wants to know more. Default 20. */
+  readonly stopAfter?: number;
+  /** Devices only read: where they go around the IOMMU, no kernel would live on with what they write. */
+  readonly readOnly?: boolean;
 }
 
 export interface SwarmReport {
@@ -122,6 +124,9 @@ export class DmaSwarm {
   private bystander: Program | undefined;
   private storming = false;
   private churning = false;
+  /** Pages of the bystander with a frame, and without. */
+  private readonly touched: number[] = [...Array(SMALL).keys()];
+  private readonly untouched: number[] = [];
   /** What a call is changing, or has changed last: most interesting for devices. */
   private hot: { readonly space: Space; readonly page: number; readonly pages: number } | undefined;
 
@@ -170,6 +175,7 @@ export class DmaSwarm {
       this.natives.push({ program, space });
     }
     this.bystander = programs[5]!;
+    for (let i = SMALL / 4; i > 0; i--) machine.run(this.giveBack());
   }
 
   private addDevice(bdf: string, port: DmaPort): void {
@@ -209,7 +215,7 @@ export class DmaSwarm {
   }
 
   private frameOf({ mm }: Process, address: number): number {
-    return mm.physicalOf(address) / 4096;
+    return Math.floor(mm.physicalOf(address) / 4096);
   }
 
   // --- calls ---------------------------------------------------------------------------------------------------------
@@ -306,7 +312,10 @@ export class DmaSwarm {
   /** Somebody who takes frames and gives them back all the time that something is unmapped: what is freed too early has a new owner at once. */
   private *churn(): Steps {
     while (this.storming) {
-      if (this.churning) yield* this.renewPage(this.bystander!, this.random.below(SMALL));
+      if (this.churning) {
+        yield* this.take();
+        yield* this.giveBack();
+      }
       yield* sleep(this.machine.clock, 130);
     }
   }
@@ -428,7 +437,7 @@ export class DmaSwarm {
   /** Frames are given back and go to whoever comes next. */
   private *renew(): Steps {
     const { random } = this;
-    for (let i = random.between(1, 6); i > 0; i--) yield* this.renewPage(random.chance(0.5) ? this.bystander! : random.pick(this.programs), random.below(SMALL));
+    for (let i = random.between(1, 6); i > 0; i--) yield* this.renewPage(random.pick(this.programs.filter((program) => program !== this.bystander)), random.below(SMALL));
   }
 
   private *renewPage(program: Program, at: number): Steps {
@@ -437,9 +446,26 @@ export class DmaSwarm {
     if (native !== undefined) yield* this.warmUp(native, { page, pages: 1 });
     native?.moving(page, 1);
     yield* program.process.mm.madviseDontNeed(address, 4096);
+    yield* this.take();
     yield* this.mark(program, address);
     if (native !== undefined) this.arrive(native, program, page);
+    yield* this.giveBack();
     this.counts.renewed++;
+  }
+
+  /** The bystander touches a page: the frame that was freed last is its own now. */
+  private *take(): Steps {
+    const at = this.untouched.pop();
+    if (at === undefined) return;
+    yield* this.mark(this.bystander!, this.bystander!.small + at * 4096);
+    this.touched.push(at);
+  }
+
+  private *giveBack(): Steps {
+    if (this.untouched.length > SMALL / 2) return;
+    const at = this.touched.splice(this.random.below(this.touched.length), 1)[0]!;
+    yield* this.bystander!.process.mm.madviseDontNeed(this.bystander!.small + at * 4096, 4096);
+    this.untouched.push(at);
   }
 
   /** A new frame of a process that devices share: what they wrote to it since it came is theirs, and nobody else's. */
@@ -499,7 +525,7 @@ export class DmaSwarm {
     const right = this.spaceOf(device, pasid);
     const page = this.choosePage(right ?? device.space ?? storms.pick(this.containers).space);
     const slot = storms.below(SLOTS.length);
-    const write = storms.chance(0.4);
+    const write = this.options.readOnly !== true && storms.chance(0.4);
     if (storms.chance(0.06)) return this.crossing(device, pasid, page);
     if (storms.chance(0.4)) this.translatedAccess(device, pasid, page, slot, write);
     else this.access(device, pasid, page, slot, write, page, pasid, 0);
@@ -513,7 +539,7 @@ export class DmaSwarm {
     if (device.space === space || device.alternative === space) pasid = NO_PASID;
     for (const [tag, other] of device.byPasid) if (other === space) pasid = tag;
     if (pasid === undefined) return false;
-    const slot = storms.below(SLOTS.length), write = storms.chance(0.4);
+    const slot = storms.below(SLOTS.length), write = this.options.readOnly !== true && storms.chance(0.4);
     if (storms.chance(0.5)) this.translatedAccess(device, pasid, page, slot, write);
     else this.access(device, pasid, page, slot, write, page, pasid, 0);
     return true;
@@ -645,15 +671,17 @@ export class DmaSwarm {
 
   private violate(text: string): void {
     this.violations.push(`${this.machine.clock.now} ns: ${text}`);
-    if (this.options.stopAtFirst === true) throw new Stop();
-    if (this.violations.length > 20) throw new Stop();
+    if (this.violations.length >= (this.options.stopAfter ?? 20)) throw new Stop();
   }
 
   /** Every word of every program, and of every frame that a container holds, is what its owner or its devices put there last. */
   private sweep(): void {
     this.counts.sweeps++;
     for (const { process, small, huge } of this.programs) {
-      for (let at = 0; at < SMALL; at++) this.checkFrame(process.name, this.frameOf(process, small + at * 4096));
+      for (let at = 0; at < SMALL; at++) {
+        const frame = this.frameOf(process, small + at * 4096);
+        if (frame >= 0) this.checkFrame(process.name, frame);
+      }
       for (let at = 0; at < HUGE; at += 37) this.checkFrame(process.name, this.frameOf(process, huge + at * 4096));
     }
     for (const { space } of this.containers) for (const { page, pages } of space.mapped) for (let at = 0; at < Math.min(pages, 8); at++) this.checkFrame(space.name, space.frames[page + at]!);

@@ -252,7 +252,7 @@ export class PassthroughMachine extends TaskWorld {
   process(name: string, credentials: Credentials = {}): Process {
     const pid = this.nextPid++;
     const { memlockLimitPages } = credentials;
-    const mm = new Mm({ id: pid, name, memory: this.ram, frames: this.frames, scheduler: this.scheduler, ...(memlockLimitPages === undefined ? {} : { memlockLimitPages }) });
+    const mm = new Mm({ id: pid, name, memory: this.ram, frames: this.frames, scheduler: this.scheduler, defects: this.defects, ...(memlockLimitPages === undefined ? {} : { memlockLimitPages }) });
     return this.admit(new Process(pid, name, mm), credentials);
   }
 

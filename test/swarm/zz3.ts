@@ -1,13 +1,14 @@
-import { DmaSwarm } from './dma-swarm.js';
-const s = new DmaSwarm({ seed: 1, dmas: 100_000, defects: ['core.skip-sva-invalidate'] }) as any;
-let native = 0, nativeDone = 0, hotNative = 0;
-const access = s.access.bind(s);
-s.access = (d: any, pasid: number, page: number, slot: number, w: boolean, at: number, tag: number, attr: number) => {
-  const sp = s.spaceOf(d, pasid);
-  if (sp?.process) { native++; if (s.hot?.space === sp) hotNative++; }
-  const r0 = s.counts.reads + s.counts.writes;
-  access(d, pasid, page, slot, w, at, tag, attr);
-  if (sp?.process) nativeDone += s.counts.reads + s.counts.writes - r0;
-};
-const r = s.run();
-console.log({ native, nativeDone, hotNative }, r.counts, r.violations[0]);
+import { Interleaved } from './interleaved.js';
+const m = new Map<string, number>();
+for (let seed = 1; seed < 60; seed++) {
+  const s = new Interleaved(seed) as any;
+  const w = s.watched.bind(s);
+  s.watched = function* (name: string, steps: any, process?: any) {
+    let k = name.replace(/^.*: /, '');
+    function* inner() { try { const r = yield* steps; k += ' ok'; return r; } catch (e: any) { k += ' ' + (e.code ?? e.name); throw e; } }
+    yield* w(name, inner(), process);
+    m.set(k, (m.get(k) ?? 0) + 1);
+  };
+  s.run();
+}
+console.log([...m].sort((a, b) => b[1] - a[1]).slice(0, 70).map(([k, v]) => `${v} ${k}`).join('\n'));

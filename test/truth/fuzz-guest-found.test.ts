@@ -9,6 +9,11 @@ import { isErrno } from '../../sim/errno.js';
 import { VfioClient, type ContainerHandle, type DeviceHandle, type GroupHandle } from '../../vfio/client/index.js';
 import { PCI_CONFIG_REGION, PCI_INTX_IRQ } from '../../vfio/device.js';
 import * as uapi from '../../vfio/uapi/index.js';
+import { OPCODE } from '../../devices/dsa/spec/descriptor.js';
+import { encodeDescriptor } from '../../devices/dsa/spec/encode.js';
+import { DSA_CMD } from '../../devices/dsa/spec/registers.js';
+import { DsaWorld } from '../fixtures/dsa-world.js';
+import { VfioPciWorld } from '../fixtures/vfio-pci-world.js';
 import { HostileMachine, type Loot } from './hostile-machine.js';
 
 interface Held {
@@ -163,5 +168,80 @@ describe('containers', () => {
     expect(errno(() => machine.run(container.mapDma({ iova: 2 ** 43, vaddr: 0, sizeBytes: 2 ** 42 })))).toBe('ok');
     machine.run(process.exit());
     machine.finish();
+  });
+});
+
+describe('resets of a bus', () => {
+  const FIRST = '0000:01:00.0', SECOND = '0000:01:00.1';
+
+  /** Two functions that share their bus and no group. */
+  function pair(flr: readonly [boolean, boolean]) {
+    const world = new VfioPciWorld();
+    const { secondary } = world.rootPort(0x10);
+    const fns = flr.map((one, i) => world.plug(secondary, i, { acs: 0x1d, flr: one }));
+    world.boot();
+    for (const name of [FIRST, SECOND]) world.bind(name);
+    const resets: number[] = [0, 0];
+    fns.forEach((fn, i) => fn.listen((change) => change === 'reset' && resets[i]!++));
+    return { world, resets };
+  }
+
+  it('takes no group for the caller\'s that somebody else has by the time of the reset', () => {
+    const { world, resets } = pair([true, true]);
+    const client = world.client(), one = world.open(FIRST, client), two = world.open(SECOND, client);
+    const go = <T>(steps: Steps<T>) => world.scheduler.spawn('test', steps, { joined: true });
+    const waiting = [go(two.device.reset()), go(two.device.hotReset([one.group, two.group]))];
+    world.clock.run({ untilNs: world.clock.now + 1_000_000 });
+    world.run(one.device.close());
+    world.run(one.group.unsetContainer());
+    world.run(one.group.close());
+    // the reset that is on its way still has the group
+    expect(errno(() => world.open(FIRST))).toBe('EBUSY');
+    world.clock.run({ stop: () => waiting.every(({ ended }) => ended) });
+    const victim = world.open(FIRST), before = resets[0];
+    world.settle();
+    expect([waiting.map(({ state }) => state), resets[0] === before, victim.device.file.name.includes(FIRST)]).toEqual([['done', 'done'], true, true]);
+  });
+
+  it('does not reset the bus for want of users when one is just opening', () => {
+    const { world, resets } = pair([false, true]);
+    const first = world.open(FIRST);
+    const opening = world.client();
+    const container = opening.openContainer(), group = opening.openGroup(world.bus.groupOf(world.fn(SECOND)).id);
+    world.run(group.setContainer(container));
+    world.run(container.setIommu('type1v2'));
+    // the second function's reset at its opening takes 100 ms
+    const task = world.scheduler.spawn('open', group.getDevice(SECOND), { joined: true });
+    world.clock.run({ untilNs: world.clock.now + 1_000_000 });
+    const closing = world.scheduler.spawn('close', first.device.close(), { joined: true });
+    world.clock.run({ stop: () => task.ended });
+    const before = resets[1];
+    world.settle();
+    expect([closing.state, resets[1]]).toEqual(['done', before]);
+  });
+});
+
+describe('portals', () => {
+  it('forget a line that was begun before the queue was reset: the next user submits nothing of it', () => {
+    const world = new DsaWorld();
+    world.start({ mode: 'dedicated' });
+    const bytes = encodeDescriptor({ opcode: OPCODE.MEMMOVE, source: 0x10_0000, destination: 0x20_0000, size: 64, completion: 0x30_0000 });
+    const view = new DataView(bytes.buffer);
+    const store = (at: number): void => world.bar2.write(at, 8, view.getUint32(at, true), view.getUint32(at + 4, true));
+    for (let at = 0; at < 56; at += 8) store(at);
+    expect([world.command(DSA_CMD.RESET_WQ, 1) & 0xff, world.command(DSA_CMD.ENABLE_WQ) & 0xff]).toEqual([0, 0]);
+    store(56);
+    world.settle();
+    expect(world.reports).toEqual([]);
+    // nor of what came while it was off
+    expect(world.command(DSA_CMD.RESET_WQ, 1) & 0xff).toBe(0);
+    for (let at = 0; at < 56; at += 8) store(at);
+    expect(world.command(DSA_CMD.ENABLE_WQ) & 0xff).toBe(0);
+    store(56);
+    world.settle();
+    expect(world.reports).toEqual([]);
+    for (let at = 0; at < 64; at += 8) store(at);
+    world.settle();
+    expect(world.reports).toHaveLength(1);
   });
 });

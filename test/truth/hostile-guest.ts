@@ -49,6 +49,7 @@ export class HostileGuest {
       case 4: return this.interruptTable(fn);
       case 5: return this.memoryOn(fn);
       case 6: return this.bringUp(target, fn);
+      case 16: return this.scribble();
       case 7: case 8: case 9: case 10: case 11: case 12: case 13: case 14: case 15: return this.drive(target, fn);
       default: return machine.wait(random.below(random.chance(0.05) ? 100_000 : 2000));
     }
@@ -224,6 +225,17 @@ export class HostileGuest {
     view.setUint16(36, random.chance(0.8) ? random.below(12) : random.below(0x1_0000), true);
     if (opcode === 9 || opcode === 0x10) view.setBigUint64(40, this.address(), true);
     return bytes;
+  }
+
+  /** Stores into any of the guest's memory, its tables and queues among it, and where there is none. */
+  private scribble(): void {
+    const { random } = this;
+    const { memory } = this.guest.vmm!;
+    const address = random.chance(0.8) ? random.below(0x100_0000) : Number(random.pick(WILD) & 0xf_ffff_ffff_ffffn);
+    const bytes = Uint8Array.from({ length: random.between(1, random.chance(0.1) ? 0x3000 : 64) }, () => random.below(256));
+    if (random.chance(0.5)) memory.write(address, bytes, 0, bytes.length);
+    else if (random.chance(0.5)) memory.store64(address - (address % 8), random.u32(), random.u32());
+    else memory.copy(address, random.below(0x100_0000), bytes.length);
   }
 
   /** Where batches find their descriptors: among them batches. */

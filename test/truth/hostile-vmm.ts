@@ -3,6 +3,8 @@
  * by the end of mapped memory, or full of huge counts; descriptors closed, of the wrong kind, inherited by fork; several
  * calls at once. What it gets is an answer or an errno, never anything else.
  */
+import { FLAG, OPCODE } from '../../devices/dsa/spec/descriptor.js';
+import { encodeDescriptor } from '../../devices/dsa/spec/encode.js';
 import { EventFd } from '../../host/eventfd.js';
 import type { Process } from '../../host/process.js';
 import { isErrno } from '../../sim/errno.js';
@@ -52,7 +54,7 @@ export class HostileVmm {
   private windows: Mmio[] = [];
   private forks = 0;
   private readonly names: readonly string[];
-  private readonly loot: readonly { readonly group: number; readonly name: string }[];
+  private readonly loot: readonly { readonly loot: Loot; readonly group: number; readonly name: string }[];
 
   /** @param targets devices that it goes for */
   constructor(machine: HostileMachine, targets: readonly Loot[] = LOOT) {
@@ -126,8 +128,82 @@ export class HostileVmm {
       case 11: return yield* this.changeMemory(attacker);
       case 12: return this.window();
       case 13: return yield* this.assemble(attacker);
+      case 14: case 15: case 16: case 17: return this.drive(process);
+      case 18: return yield* this.wire(attacker);
+      case 19: return yield* this.log(attacker);
       default: return yield* this.ioctl(attacker);
     }
+  }
+
+  /** Sets a device to work on what is mapped, or is not mapped any more. */
+  private drive(process: Process): string {
+    const { random } = this;
+    const device = this.anyDevice(process);
+    if (device === undefined) return 'no device';
+    const { file, loot } = device;
+    const store = (region: number, at: number, ...words: number[]): void => void file.write(region * REGION_STRIDE + at, uapi.bytesOf(words));
+    const iova = (): number => random.below(40) * PAGE + (random.chance(0.7) ? 0 : random.below(PAGE));
+    store(7, 4, 6);
+    switch (loot) {
+      case 'tty':
+        store(random.below(2), 0x108, iova(), 0, random.below(0x4000), random.below(0x4000), iova(), 0, random.pick([1, 1, 1, 3, 2]));
+        break;
+      case 'edu0':
+        store(0, random.pick([0x60, 0x64]), random.below(4));
+        for (const [at, value] of [[0x80, iova()], [0x88, 0x4_0000], [0x90, random.below(0x1001)], [0x98, random.pick([1, 5])]] as const) store(0, at, value);
+        break;
+      default: {
+        if (random.chance(0.6)) store(0, 0xa0, (random.pick([1, 6, 6, 2, 3, 4, 5, 7, 8, 9, 10]) << 20) | random.below(2));
+        const portal = file.mmap(2 * REGION_STRIDE + (loot === 'dsa1' ? 0 : PAGE), PAGE);
+        this.windows.push(portal);
+        const bytes = encodeDescriptor({
+          opcode: random.pick([OPCODE.MEMMOVE, OPCODE.MEMFILL, OPCODE.NOOP, OPCODE.DRAIN, OPCODE.BATCH]), source: iova() & ~63, destination: iova(), size: random.below(0x2000), completion: iova() & ~31,
+          flags: random.chance(0.3) ? FLAG.RCI : 0, pasid: random.below(8),
+        });
+        // its processor has no PASID for it: an ENQCMD is #GP
+        portal.write64(0, bytes);
+      }
+    }
+    return 'drive';
+  }
+
+  /** Interrupts of every kind, signals that lead to signals. */
+  private *wire(attacker: Attacker): Steps<string> {
+    const { random } = this;
+    const device = this.anyDevice(attacker.process);
+    if (device === undefined) return 'no device';
+    const fd = device.fd, count = device.loot === 'dsa1' ? 9 : 1, index = random.pick([0, 0, 1, 2, 3, 4]);
+    const action = index === 0 ? random.pick([32, 32, 16, 8]) : 32;
+    const page = attacker.arena;
+    const fds = Array.from({ length: count }, () => this.eventfd(attacker.process));
+    yield* attacker.process.mm.write(page, uapi.bytesOf(uapi.concatWords(uapi.IRQ_SET.encode({ argsz: 20 + count * 4, flags: 4 | action, index, start: 0, count }), fds)));
+    yield* attacker.process.ioctl(fd, uapi.VFIO_DEVICE_SET_IRQS, page);
+    return 'wire';
+  }
+
+  /** A log of DMA writes over ranges that are whole pages. */
+  private *log(attacker: Attacker): Steps<string> {
+    const { random } = this;
+    const device = this.anyDevice(attacker.process);
+    if (device === undefined) return 'no device';
+    const page = attacker.arena, list = page + PAGE;
+    const ranges = Array.from({ length: random.between(1, 3) }, (_, i) => uapi.FEATURE_DMA_LOGGING_RANGE.encode({ iova: BigInt(i) << 50n, length: random.chance(0.5) ? 1n << BigInt(random.between(12, 49)) : 0x2_8000n }));
+    const control = uapi.FEATURE_DMA_LOGGING_CONTROL.encode({ page_size: 1n << BigInt(random.pick([12, 12, 13, 21, 30])), num_ranges: ranges.length, ranges: list });
+    const report = uapi.FEATURE_DMA_LOGGING_REPORT.encode({ iova: random.below(4) * PAGE, length: 1n << BigInt(random.between(12, 52)), page_size: 1n << BigInt(random.between(12, 40)), bitmap: list });
+    const [feature, how, body] = random.pick([[6, 2, control], [7, 2, new Uint32Array(0)], [8, 1, report], [8, 1, report]] as const);
+    yield* attacker.process.mm.write(list, uapi.bytesOf(uapi.concatWords(...ranges)));
+    yield* attacker.process.mm.write(page, uapi.bytesOf(uapi.concatWords(uapi.DEVICE_FEATURE.encode({ argsz: 8 + body.length * 4, flags: feature | (how << 16) }), body)));
+    yield* attacker.process.ioctl(device.fd, uapi.VFIO_DEVICE_FEATURE, page);
+    return 'log';
+  }
+
+  private anyDevice(process: Process): { readonly fd: number; readonly file: DeviceFile; readonly loot: Loot } | undefined {
+    const devices = process.descriptors().flatMap((fd) => {
+      const file = process.file(fd);
+      const known = file instanceof DeviceFile ? this.loot.find(({ name }) => file.name.includes(name)) : undefined;
+      return file instanceof DeviceFile && known !== undefined ? [{ fd, file, loot: known.loot }] : [];
+    });
+    return devices.length === 0 ? undefined : this.random.pick(devices);
   }
 
   /** What makes the rest worth while: a group in a container with an IOMMU, and its device. */
@@ -204,11 +280,10 @@ export class HostileVmm {
     if (this.windows.length === 0) return 'no window';
     const window = random.pick(this.windows), size: AccessSize = random.pick(SIZES), offset = random.below(0x2000);
     const bytes = Uint8Array.from({ length: 64 }, () => random.below(256));
-    switch (random.below(4)) {
+    switch (random.below(3)) {
       case 0: window.read(offset, size); break;
       case 1: window.write(offset, size, random.u32(), random.u32()); break;
-      case 2: window.write64(offset, bytes); break;
-      default: window.enqueue64(offset, bytes);
+      default: window.write64(offset, bytes);
     }
     return 'window';
   }

@@ -120,7 +120,7 @@ export class FakeDescriptor implements ReceivedDescriptor {
 
 export interface MemoryWorldOptions {
   readonly limits?: Partial<SessionLimits>;
-  readonly device?: (scheduler: Scheduler) => ServedDevice;
+  readonly device?: (world: MemoryWorld) => ServedDevice;
   readonly defects?: readonly string[];
 }
 
@@ -142,7 +142,7 @@ export class MemoryWorld implements Transport {
   constructor({ limits = {}, device, defects = [] }: MemoryWorldOptions = {}) {
     const { scheduler, memory } = this;
     this.device = new SampleDevice(scheduler);
-    const served = device?.(scheduler) ?? { ops: this.device };
+    const served = device?.(this) ?? { ops: this.device };
     this.device.connectDma(memory);
     this.session = new Session({ device: served, memory, transport: this, scheduler, limits, onBug: (error) => this.bugs.push(error), defects: new Set(defects) });
   }

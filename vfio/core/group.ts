@@ -10,7 +10,7 @@ import { hex } from '../../sim/address.js';
 import { Errno } from '../../sim/errno.js';
 import { Mutex, type Steps } from '../../sim/task.js';
 import type { IommuGroup } from '../../iommu/core/records.js';
-import type { IoctlFile, Process } from '../../host/process.js';
+import type { IoctlFile, OpenFile, Process } from '../../host/process.js';
 import type { VfioGroupIdentity, VfioRegistration } from '../device.js';
 import type { ContainerGroup, ContainerIommu } from '../iommu-driver.js';
 import { GROUP_STATUS, VFIO_GROUP_FLAGS_CONTAINER_SET, VFIO_GROUP_FLAGS_VIABLE } from '../uapi/group.js';
@@ -246,8 +246,7 @@ export class GroupFile implements IoctlFile {
 }
 
 /** The group of an open file, for who takes group descriptors (hot reset). EINVAL another kind of file. */
-export function groupOfFile(caller: Process, fd: number): VfioGroup {
-  const file = caller.file(fd);
-  if (!(file instanceof GroupFile)) throw new Errno('EINVAL', `descriptor ${fd} is ${file.name}, not a group`);
+export function groupOfFile(file: OpenFile): VfioGroup {
+  if (!(file instanceof GroupFile)) throw new Errno('EINVAL', `${file.name} is not a group`);
   return file.group;
 }

@@ -264,9 +264,14 @@ export class VfioPciDevice implements VfioDeviceOps {
     }
   }
 
-  /** Nobody reaches the function during `reset`, which is given a powered function. For resets of the whole bus. */
+  /** Nobody opens, closes or resets the function during `steps`. For resets of the whole bus. */
+  *locked(steps: () => Steps): Steps {
+    yield* this.lock.with(steps);
+  }
+
+  /** Nobody reaches the function during `reset`, which is given a powered function. The caller is inside of `locked`. */
   *whileUnreachable(reset: () => Steps): Steps {
-    yield* this.lock.with(() => this.isolated(reset));
+    yield* this.isolated(reset);
   }
 
   private *resetLocked(cause: ResetCause): Steps {

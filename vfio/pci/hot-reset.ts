@@ -6,7 +6,7 @@
  */
 import { Errno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
-import type { Process } from '../../host/process.js';
+import type { HeldFile, Process } from '../../host/process.js';
 import type { PciFunctionDevice } from '../../host/pci/kernel/function-device.js';
 import type { PciCore } from '../../host/pci/kernel/pci-core.js';
 import { groupOfFile } from '../core/group.js';
@@ -37,15 +37,21 @@ export function* hotResetInfo(bus: PciCore, device: PciFunctionDevice, caller: P
 }
 
 /**
- * Numbers of the groups whose descriptors the caller gives. EINVAL argsz, flags, not 1 to `limit` descriptors, one
- * that is no group; EBADF closed; EFAULT.
+ * Runs `reset` with the numbers of the groups whose descriptors the caller gives; nobody else can open them before it has
+ * ended. EINVAL argsz, flags, not 1 to `limit` descriptors, one that is no group; EBADF closed; EFAULT; and what `reset` throws.
  */
-export function* hotResetGroups(caller: Process, address: number, limit: number): Steps<ReadonlySet<number>> {
+export function* withHotResetGroups(caller: Process, address: number, limit: number, reset: (groups: ReadonlySet<number>) => Steps): Steps {
   const record = yield* recordFromUser(caller, address, PCI_HOT_RESET);
   const { f } = PCI_HOT_RESET;
   if (f.flags.get(record) !== 0) throw new Errno('EINVAL', 'a hot reset has no flags');
   const count = f.count.get(record);
   if (count === 0 || count > limit) throw new Errno('EINVAL', `${count} group descriptors for ${limit} functions`);
   const fds = yield* wordsFromUser(caller, address + PCI_HOT_RESET.sizeBytes, count);
-  return new Set(Array.from(fds, (fd) => groupOfFile(caller, fd | 0).id));
+  const held: HeldFile[] = [];
+  try {
+    for (const fd of fds) held.push(caller.hold(fd | 0));
+    yield* reset(new Set(held.map(({ file }) => groupOfFile(file).id)));
+  } finally {
+    for (const file of held) yield* file.put();
+  }
 }

@@ -16,7 +16,7 @@ import type { PciDevice } from '../../host/pci/kernel/pci-device.js';
 import type { IommuGroup } from '../../iommu/core/records.js';
 import type { VfioCore } from '../device.js';
 import { VfioPciDevice, type ResetSet } from './device.js';
-import { affectedFunctions, hotResetGroups } from './hot-reset.js';
+import { affectedFunctions, withHotResetGroups } from './hot-reset.js';
 import { PciVfioTrace } from './trace-kinds.js';
 
 /** What the driver asks the IOMMU core: the group of a device. ENODEV without one. */
@@ -88,15 +88,18 @@ export class VfioPciDriver implements PciDriver, ResetSet {
 
   /**
    * Every affected function has to be this driver's, in a group whose descriptor the caller has. EINVAL otherwise and
-   * as `hotResetGroups`; ENODEV on a root bus; ENOTTY something does not come back.
+   * as `withHotResetGroups`; ENODEV on a root bus; ENOTTY something does not come back.
    */
   *hotReset(device: VfioPciDevice, caller: Process, address: number): Steps {
     const { bus } = this.options;
     const affected = affectedFunctions(bus, device.device);
-    const groups = yield* hotResetGroups(caller, address, affected.length);
+    yield* withHotResetGroups(caller, address, affected.length, (groups) => this.hotResetOf(device, affected, groups));
+  }
+
+  private *hotResetOf(device: VfioPciDevice, affected: readonly PciFunctionDevice[], groups: ReadonlySet<number>): Steps {
     const members = this.membersOf(affected);
     if (members === undefined) throw new Errno('EINVAL', `a function on the bus of ${device.name} is in the hands of another driver, or of none`);
-    const foreign = members.find((member) => !groups.has(bus.groupOf(member.device).id));
+    const foreign = members.find((member) => !groups.has(this.options.bus.groupOf(member.device).id));
     if (foreign !== undefined) throw new Errno('EINVAL', `the group of ${foreign.name}, which would be reset too, is not among those given`);
     yield* this.resetTogether(members, device, 'hot');
   }
@@ -108,13 +111,23 @@ export class VfioPciDriver implements PciDriver, ResetSet {
     if (members === undefined || members.some(({ opened }) => opened) || !members.some(({ needsReset }) => needsReset)) return;
     try {
       yield* this.resetTogether(members, device, 'unused');
-      for (const member of members) member.needsReset = false;
     } catch (error) {
       if (!isErrno(error)) throw error;
     }
   }
 
   private *resetTogether(members: readonly VfioPciDevice[], device: VfioPciDevice, cause: 'hot' | 'unused'): Steps {
+    let steps = (): Steps => this.resetLocked(members, device, cause);
+    for (const member of members) {
+      const inner = steps;
+      steps = () => member.locked(inner);
+    }
+    yield* steps();
+  }
+
+  /** Nobody opens or closes one of them meanwhile; somebody may have just before. */
+  private *resetLocked(members: readonly VfioPciDevice[], device: VfioPciDevice, cause: 'hot' | 'unused'): Steps {
+    if (cause === 'unused' && members.some(({ opened }) => opened)) return;
     let steps = (): Steps => this.options.bus.resetBusOf(device.device);
     for (const member of members) {
       const inner = steps;
@@ -127,6 +140,7 @@ export class VfioPciDriver implements PciDriver, ResetSet {
     } finally {
       for (const member of members) this.trace.reset(member.name, cause, done);
     }
+    if (cause === 'unused') for (const member of members) member.needsReset = false;
   }
 
   /** Undefined when somebody else has one of the functions, or nobody. */

@@ -15,8 +15,9 @@ import type { IdxdServices } from './idxd-options.js';
 
 const GENCTRL_UNMASK = 3;
 const GENCFG_USER_INTERRUPTS = 0x1000;
-/** While a command takes its time, the device is asked this often whether it is still there. */
+/** While a command takes its time, the device is asked this often whether it is still there, and so many times: a command that never ends is a deadlock. */
 const PRESENCE_CHECK_NS = 1_000_000_000;
+const PRESENCE_CHECKS = 10;
 
 export interface IdxdCapabilities {
   readonly version: number;
@@ -148,7 +149,9 @@ export class IdxdHardware {
       this.done = done;
       this.mmio.write(0xa0, 4, ((command << 20) | operand | 0x8000_0000) >>> 0);
       // a device that is pulled out before its interrupt reads as ones from then on
-      while (!(yield* done.waitFor(PRESENCE_CHECK_NS)) && this.mmio.read(0xa8, 4) !== 0xffff_ffff) continue;
+      let gone = false;
+      for (let check = 0; check < PRESENCE_CHECKS && !gone && !(yield* done.waitFor(PRESENCE_CHECK_NS)); check++) gone = this.mmio.read(0xa8, 4) === 0xffff_ffff;
+      if (!gone) yield* done.wait();
       const status = this.mmio.read(0xa8, 4);
       return status === 0xffff_ffff ? CMDSTS_ERR.HW_ERR : status;
     } finally {

@@ -34,7 +34,11 @@ export class KernelQueue {
   retries = 0;
   private readonly device: IdxdDevice;
   private readonly wq: IdxdWq;
-  private readonly changed: WaitQueue;
+  /** For the end of a descriptor: as many as there are slots. */
+  private readonly ended: WaitQueue;
+  /** For a free slot, one woken for each: there may be thousands. */
+  private readonly vacant: WaitQueue;
+  private readonly idle: WaitQueue;
   /** By slot: a completion record and who waits for it. */
   private readonly slots: (PendingDescriptor | undefined)[];
   /** Callers that are between `post` and the end of their wait. */
@@ -49,7 +53,10 @@ export class KernelQueue {
     this.device = device;
     this.wq = wq;
     this.slots = Array.from({ length: wq.options.size }, () => undefined);
-    this.changed = new WaitQueue(device.services.scheduler, `descriptors of ${device.pci.name} ${wq.options.name}`);
+    const { scheduler } = device.services, name = `${device.pci.name} ${wq.options.name}`;
+    this.ended = new WaitQueue(scheduler, `descriptors of ${name}`);
+    this.vacant = new WaitQueue(scheduler, `room in ${name}`);
+    this.idle = new WaitQueue(scheduler, `callers of ${name}`);
     this.portal = (wq.index * PORTALS_PER_WQ + PORTAL_LIMITED) * PORTAL_SIZE;
   }
 
@@ -68,7 +75,7 @@ export class KernelQueue {
   *stop(): Steps {
     this.harvest();
     this.fail();
-    yield* this.changed.until(() => this.callers === 0);
+    yield* this.idle.until(() => this.callers === 0);
     if (this.device.alive) yield* this.device.hardware.releaseIntHandle(this.handle);
     yield* this.freeRecords();
   }
@@ -81,12 +88,17 @@ export class KernelQueue {
       pending.failed = true;
       this.slots[slot] = undefined;
     }
-    this.changed.wakeAll();
+    this.ended.wakeAll();
+    this.vacant.wakeAll();
   }
 
   interrupt(): void {
     this.harvest();
-    this.changed.wakeAll();
+    this.ended.wakeAll();
+  }
+
+  private leave(): void {
+    if (--this.callers === 0) this.idle.wakeAll();
   }
 
   /** True when a descriptor can be submitted without waiting for another one to complete. */
@@ -126,7 +138,7 @@ export class KernelQueue {
     this.callers++;
     try {
       this.harvest();
-      yield* this.changed.until(() => this.stopping || this.room);
+      yield* this.vacant.until(() => this.stopping || this.room);
       if (this.stopping) throw this.gone();
       const slot = this.slots.indexOf(undefined);
       const pending = (this.slots[slot] = new PendingDescriptor());
@@ -142,8 +154,9 @@ export class KernelQueue {
       }
       return pending;
     } finally {
-      this.callers--;
-      this.changed.wakeAll();
+      // a wake that was meant for a slot which another one took, or gave back
+      if (this.room) this.vacant.wakeOne();
+      this.leave();
     }
   }
 
@@ -151,12 +164,11 @@ export class KernelQueue {
   *wait(pending: PendingDescriptor): Steps<CompletionRecord> {
     this.callers++;
     try {
-      yield* this.changed.until(() => pending.ended);
+      yield* this.ended.until(() => pending.ended);
       if (pending.record === undefined) throw this.gone();
       return pending.record;
     } finally {
-      this.callers--;
-      this.changed.wakeAll();
+      this.leave();
     }
   }
 
@@ -187,8 +199,7 @@ export class KernelQueue {
         yield* dma.dmaFreeCoherent(pci, shared);
       }
     } finally {
-      this.callers--;
-      this.changed.wakeAll();
+      this.leave();
     }
   }
 
@@ -229,6 +240,7 @@ export class KernelQueue {
       memory.read(at, this.bytes, 0, COMPLETION_SIZE);
       pending.record = decodeCompletion(this.bytes);
       this.slots[slot] = undefined;
+      this.vacant.wakeOne();
     }
   }
 

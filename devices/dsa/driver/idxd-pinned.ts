@@ -54,6 +54,8 @@ export class PinnedSubmission {
   private readonly ended: WaitQueue;
   /** Every operation has ended, and nothing is pinned or mapped for them any more. */
   done = false;
+  /** Called when it is, before those who watch the file. */
+  onDone: (() => void) | undefined;
 
   /** @internal */
   constructor(operations: number, ended: WaitQueue) {
@@ -265,6 +267,7 @@ export class IdxdPinnedFile implements OpenFile {
     this.inFlight--;
     this.activity++;
     this.changed.wakeAll();
+    submission.onDone?.();
     for (const wake of this.watchers) wake();
   }
 

@@ -163,6 +163,7 @@ export class CommandUnit {
     };
     queue.credit = queue.config.priority;
     queue.state = WQ_ENABLED;
+    queue.life++;
     return CMDSTS_ERR.SUCCESS;
   }
 

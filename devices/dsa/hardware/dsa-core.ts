@@ -171,6 +171,10 @@ export class DsaCore implements PortalOwner, EngineOwner, CommandOwner, Register
     return 'accepted';
   }
 
+  queueLife(wq: number): number {
+    return this.queues[wq]!.life;
+  }
+
   portalError(wq: number): void {
     this.reportError(SWERR.PORTAL_ACCESS, { wq });
   }

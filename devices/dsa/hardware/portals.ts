@@ -11,6 +11,8 @@ import { PORTAL_IMS, PORTAL_LIMITED, PORTAL_SIZE, PORTALS_PER_WQ } from '../spec
 export interface PortalOwner {
   submitPosted(wq: number, limited: boolean, ims: boolean, words: Uint32Array): void;
   submitEnqueue(wq: number, limited: boolean, ims: boolean, words: Uint32Array): EnqueueResult;
+  /** Grows whenever the queue is turned on or off. */
+  queueLife(wq: number): number;
   /** An access that no portal takes. */
   portalError(wq: number): void;
 }
@@ -20,6 +22,8 @@ interface Line {
   /** One bit for each 32-bit word that was written. */
   filled: number;
   address: number;
+  /** Of the queue when the line was begun: whoever has it later completes nobody else's line. */
+  life: number;
 }
 
 export class Portals implements Mmio {
@@ -49,14 +53,15 @@ export class Portals implements Mmio {
       this.owner.portalError(Math.floor(page / PORTALS_PER_WQ));
       return;
     }
-    const address = offset - (offset % 64);
+    const address = offset - (offset % 64), life = this.owner.queueLife(Math.floor(page / PORTALS_PER_WQ));
     let line = this.lines[page];
     if (line === undefined) {
       while (this.lines.length <= page) this.lines.push(undefined);
-      line = this.lines[page] = { words: new Uint32Array(16), filled: 0, address };
+      line = this.lines[page] = { words: new Uint32Array(16), filled: 0, address, life };
     }
-    if (line.address !== address || offset === address) {
+    if (line.address !== address || line.life !== life || offset === address) {
       line.address = address;
+      line.life = life;
       line.filled = 0;
     }
     const word = (offset - address) / 4;

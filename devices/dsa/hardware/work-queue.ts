@@ -33,6 +33,8 @@ export class WorkQueue {
   state: 0 | 1 = WQ_DISABLED;
   /** DISABLE_WQ drains: nothing is accepted any more. */
   closing = false;
+  /** Grows whenever the queue is turned on or off. */
+  life = 0;
   /** Turns left in the arbiter's round. */
   credit = 0;
   private queue: Job[] = [];
@@ -55,6 +57,7 @@ export class WorkQueue {
     this.state = WQ_DISABLED;
     this.closing = false;
     this.config = IDLE_CONFIG;
+    this.life++;
   }
 
   push(job: Job): void {

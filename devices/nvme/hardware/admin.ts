@@ -39,7 +39,7 @@ export class AdminUnit {
       case ADMIN.SET_FEATURES: return this.setFeatures(command);
       case ADMIN.GET_FEATURES: return this.getFeatures(command);
       case ADMIN.ABORT: return yield* this.abort(command, life);
-      case ADMIN.ASYNC_EVENT: return this.controller.park(command, EVENT_LIMIT + 1) ? STATUS.SUCCESS : STATUS.ASYNC_LIMIT | DNR;
+      case ADMIN.ASYNC_EVENT: return this.controller.events.park(command, EVENT_LIMIT + 1) ? STATUS.SUCCESS : STATUS.ASYNC_LIMIT | DNR;
       default: return STATUS.INVALID_OPCODE | DNR;
     }
   }
@@ -131,8 +131,8 @@ export class AdminUnit {
     if (offset % 4 !== 0 || offset > page.length) return INVALID_FIELD;
     const status = yield* this.answer(command, page.subarray(offset, offset + wanted), life);
     if (status === STATUS.SUCCESS && (words[DW10]! & RETAIN_EVENT) === 0) {
-      if (id === LOG.ERROR) controller.eventsRead(EVENT.ERROR);
-      if (id === LOG.SMART) controller.eventsRead(EVENT.SMART);
+      if (id === LOG.ERROR) controller.events.read(EVENT.ERROR);
+      if (id === LOG.SMART) controller.events.read(EVENT.SMART);
     }
     return status;
   }
@@ -163,7 +163,7 @@ export class AdminUnit {
     if (status !== STATUS.SUCCESS) return status;
     if (feature === FEATURE.QUEUES) command.result = controller.features.get(feature, 0)!;
     const warns = feature === FEATURE.TEMPERATURE || feature === FEATURE.EVENTS;
-    if (warns && controller.features.temperatureWarning && (controller.features.events & EVENTS_TEMPERATURE) !== 0) controller.event(EVENT.SMART, EVENT.TEMPERATURE, LOG.SMART);
+    if (warns && controller.features.temperatureWarning && (controller.features.events & EVENTS_TEMPERATURE) !== 0) controller.events.happened(EVENT.SMART, EVENT.TEMPERATURE, LOG.SMART);
     return STATUS.SUCCESS;
   }
 
@@ -193,7 +193,7 @@ export class AdminUnit {
     if (target === undefined || !target.waiting || target.cancelled !== 0) return STATUS.SUCCESS;
     if (target.parked) {
       target.waiting = false;
-      controller.unpark(target, STATUS.ABORT_REQUESTED);
+      controller.events.unpark(target, STATUS.ABORT_REQUESTED);
     } else target.cancel(STATUS.ABORT_REQUESTED);
     yield* controller.ended.until(() => life !== controller.life || target.ended);
     command.result = 0;

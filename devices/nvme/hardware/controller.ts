@@ -15,6 +15,7 @@ import {
   AQA, CAP, CC, CC_EN, CQE_SIZE, CSS_NVM, CSTS_CFS, CSTS_RDY, CSTS_SHST, CSTS_SHST_COMPLETE, CSTS_SHST_OCCURRING, SHN_ABRUPT, SQE_SIZE, type NvmeLayout,
 } from '../spec/registers.js';
 import { AdminUnit } from './admin.js';
+import { AsyncEvents } from './async-events.js';
 import { Features } from './features.js';
 import { IoUnit } from './io.js';
 import { Logs } from './logs.js';
@@ -93,6 +94,7 @@ export class NvmeController {
   /** Grows with every reset: what began before has no effect after. */
   life = 0;
   readonly completionBeforeData: boolean;
+  readonly events = new AsyncEvents((command, status) => this.complete(command, status));
   private readonly admin: AdminUnit;
   private readonly io: IoUnit;
   private readonly kinds: { state: TraceKind; fetch: TraceKind; complete: TraceKind };
@@ -112,10 +114,6 @@ export class NvmeController {
   private pageBytes = 4096;
   /** When the medium has done what it was given. */
   private mediumFreeNs = 0;
-  private readonly parked: Command[] = [];
-  private readonly events: { readonly type: number; readonly result: number }[] = [];
-  /** Types of events that were reported and whose log page has not been read. */
-  private maskedEvents = 0;
 
   constructor(options: NvmeControllerOptions) {
     const { name, scheduler, trace, config } = options;
@@ -271,8 +269,7 @@ export class NvmeController {
     }
     for (const cq of this.cqs) cq?.room.wakeAll();
     this.sqs.length = this.cqs.length = 0;
-    this.parked.length = this.events.length = 0;
-    this.maskedEvents = 0;
+    this.events.forget();
     this.features = new Features(this.config.ioQueues);
     this.mastering.wakeAll();
     this.ended.wakeAll();
@@ -295,8 +292,8 @@ export class NvmeController {
   doorbell(queue: number, completion: boolean, value: number): void {
     if (!this.ready) return;
     const q = completion ? this.cqs[queue] : this.sqs[queue];
-    if (q === undefined) return this.event(EVENT.ERROR, EVENT.INVALID_DOORBELL, LOG.ERROR);
-    if (value >= q.size) return this.event(EVENT.ERROR, EVENT.INVALID_DOORBELL_VALUE, LOG.ERROR);
+    if (q === undefined) return this.events.happened(EVENT.ERROR, EVENT.INVALID_DOORBELL, LOG.ERROR);
+    if (value >= q.size) return this.events.happened(EVENT.ERROR, EVENT.INVALID_DOORBELL_VALUE, LOG.ERROR);
     if (q instanceof SubmissionQueue) {
       q.tail = value;
       this.kick();
@@ -366,7 +363,7 @@ export class NvmeController {
     if (command.parked) {
       // it takes no place in the queue's share of commands
       sq.inFlight--;
-      this.deliverEvents();
+      this.events.deliver();
     } else this.complete(command, command.cancelled === 0 ? status : command.cancelled);
   }
 
@@ -490,48 +487,6 @@ export class NvmeController {
 
   get messageSignalled(): boolean {
     return this.options.side.messageSignalled;
-  }
-
-  // --- asynchronous events --------------------------------------------------------------------------------------
-
-  /** Parks a request; false when the controller has as many as it takes. */
-  park(command: Command, limit: number): boolean {
-    if (this.parked.length >= limit) return false;
-    command.parked = command.waiting = true;
-    this.parked.push(command);
-    return true;
-  }
-
-  /** Something happened; it is told once until its log page was read. Errors are told only while somebody asks. */
-  event(type: number, information: number, logPage: number): void {
-    if (type === EVENT.ERROR && this.parked.length === 0) return;
-    if (this.events.some((event) => event.type === type)) return;
-    this.events.push({ type, result: type | (information << 8) | (logPage << 16) });
-    this.deliverEvents();
-  }
-
-  /** The log page of these events was read: they may come again. */
-  eventsRead(type: number): void {
-    this.maskedEvents &= ~(1 << type);
-    this.deliverEvents();
-  }
-
-  /** Takes a parked request back. */
-  unpark(command: Command, status: number): void {
-    this.parked.splice(this.parked.indexOf(command), 1);
-    this.complete(command, status);
-  }
-
-  private deliverEvents(): void {
-    for (const event of [...this.events]) {
-      const command = this.parked[0];
-      if (command === undefined) return;
-      if ((this.maskedEvents & (1 << event.type)) !== 0) continue;
-      this.events.splice(this.events.indexOf(event), 1);
-      this.maskedEvents |= 1 << event.type;
-      command.result = event.result;
-      this.unpark(command, STATUS.SUCCESS);
-    }
   }
 
   private trace(): void {

@@ -100,6 +100,8 @@ export class PciFunctionDevice implements PciDevice {
   readonly children: PciFunctionDevice[] = [];
   /** A reset is on: what config space reads says nothing about presence. */
   resetting = false;
+  /** Something was plugged or pulled since the reset began: a function that does not answer is not waited for. */
+  presenceChanged = false;
   private readonly services: PciServices;
 
   constructor(services: PciServices, place: FunctionPlace) {

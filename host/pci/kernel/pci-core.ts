@@ -7,7 +7,7 @@
 import { assert } from '../../../sim/assert.js';
 import { Errno } from '../../../sim/errno.js';
 import type { Clock } from '../../../sim/clock.js';
-import type { Steps } from '../../../sim/task.js';
+import { sleep, type Steps } from '../../../sim/task.js';
 import type { KernelLog } from '../../kernel-log.js';
 import type { SystemBus } from '../../system-bus.js';
 import {
@@ -57,6 +57,9 @@ export interface PciCoreOptions {
   readonly dmaAliases?: DmaAliases;
   readonly defects?: ReadonlySet<string>;
 }
+
+/** How often a presence change looks whether a reset has ended. */
+const RESET_POLL_NS = 1_000_000;
 
 /** Who follows devices as they come and go. Told in order of subscription on arrival, in reverse on departure. */
 export interface PciListener {
@@ -169,13 +172,22 @@ export class PciCore implements PciServices {
     yield* this.removeTree(this.own(device));
   }
 
-  /** After a presence change: removes what does not answer any more, deepest first, and returns it. */
+  /** After a presence change: removes what does not answer any more, deepest first, and returns it. A reset under way ends first. */
   *removeAbsent(): Steps<PciFunctionDevice[]> {
+    const resetting = this.sorted.filter((device) => device.resetting);
+    for (const device of resetting) device.presenceChanged = true;
     const gone = this.sorted.filter((device) => !device.present);
-    for (const device of gone.toReversed()) {
+    yield* this.removeAll(gone);
+    for (const device of resetting) while (device.resetting) yield* sleep(this.clock, RESET_POLL_NS);
+    const late = resetting.filter((device) => this.sorted.includes(device) && !device.present);
+    yield* this.removeAll(late);
+    return [...gone, ...late];
+  }
+
+  private *removeAll(devices: readonly PciFunctionDevice[]): Steps {
+    for (const device of devices.toReversed()) {
       if (this.sorted.includes(device)) yield* this.removeTree(device);
     }
-    return gone;
   }
 
   /**

@@ -70,7 +70,7 @@ export function* resetBelow(bridge: PciFunctionDevice, services: PciServices): S
     device.config.write(PCI_COMMAND, 2, PCI_COMMAND_INTX_DISABLE);
   }
   for (const device of below) yield* services.resetQuiet(device);
-  for (const device of below) device.resetting = true;
+  for (const device of below) begin(device);
   updateWord(bridge.config, PCI_BRIDGE_CONTROL, 0, PCI_BRIDGE_CTL_BUS_RESET);
   yield* sleep(services.clock, BUS_RESET_HOLD_NS);
   updateWord(bridge.config, PCI_BRIDGE_CONTROL, PCI_BRIDGE_CTL_BUS_RESET, 0);
@@ -100,7 +100,7 @@ function* functionLevelReset(device: PciFunctionDevice, services: PciServices): 
     services.log.log('err', `pci ${device.name}: timed out waiting for pending transaction; performing function level reset anyway`);
   }
   yield* services.resetQuiet(device);
-  device.resetting = true;
+  begin(device);
   try {
     updateWord(device.config, express + PCI_EXP_DEVCTL, 0, PCI_EXP_DEVCTL_BCR_FLR);
     yield* sleep(services.clock, FLR_WAIT_NS);
@@ -110,6 +110,11 @@ function* functionLevelReset(device: PciFunctionDevice, services: PciServices): 
   }
   yield* restoreState(device, saved, services);
   yield* services.resetDone(device);
+}
+
+function begin(device: PciFunctionDevice): void {
+  device.resetting = true;
+  device.presenceChanged = false;
 }
 
 /** Four looks: at once, then after 100, 200 and 400 ms (`pci_wait_for_pending`). */
@@ -123,6 +128,8 @@ function* waitForPendingTransactions(device: PciFunctionDevice, express: number,
 
 function* waitUntilReady(device: PciFunctionDevice, services: PciServices, kind: 'FLR' | 'bus reset'): Steps {
   for (let delayMs = 1; device.config.read(PCI_COMMAND, 4) === 0xffff_ffff; delayMs *= 2) {
+    // as `pci_dev_wait` of newer kernels, which does not wait for what is disconnected
+    if (device.presenceChanged) throw new Errno('ENOTTY', `device ${device.name} was pulled out during its ${kind === 'FLR' ? 'function level reset' : kind}`);
     if (delayMs > READY_LIMIT_MS) {
       services.log.log('warn', `pci ${device.name}: not ready ${delayMs - 1}ms after ${kind}; giving up`);
       throw new Errno('ENOTTY', `device ${device.name} does not answer after its ${kind === 'FLR' ? 'function level reset' : kind}`);

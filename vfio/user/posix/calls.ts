@@ -16,7 +16,6 @@ export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 export const EINTR = 4;
 export const EAGAIN = 11;
-export const EADDRINUSE = 98;
 export const MSG_DONTWAIT = 0x40;
 export const MSG_CTRUNC = 0x08;
 export const MSG_NOSIGNAL = 0x4000;
@@ -50,9 +49,12 @@ export interface WatchOptions {
   readonly disconnect?: boolean;
 }
 
+/** Told that something can be done; below 0 the watcher has stopped over an error of the descriptor and has to be started again. */
+export type Ready = (status: number) => void;
+
 /** A watched descriptor; closed before the descriptor is. */
 export interface PollHandle {
-  start(options: WatchOptions, callback: () => void): void;
+  start(options: WatchOptions, callback: Ready): void;
   close(): void;
   unref(): void;
 }
@@ -86,7 +88,7 @@ export interface PosixCalls {
   errno(): number;
   /** Memory at an address, not owned. Never longer than 1 GiB. */
   view(address: number, length: number): ArrayBuffer;
-  watch(fd: number, options: WatchOptions, callback: () => void): PollHandle;
+  watch(fd: number, options: WatchOptions, callback: Ready): PollHandle;
 }
 
 const PROTOTYPES: Readonly<Record<string, string>> = {
@@ -121,7 +123,8 @@ function load(): PosixCalls {
     ...functions,
     errno: () => koffi.errno(),
     view: (address: number, length: number) => koffi.view(BigInt(address), length),
-    watch: (fd: number, options: WatchOptions, callback: () => void) => koffi.node.poll(fd, options, callback),
+    // koffi passes libuv's status first, which its types leave out
+    watch: (fd: number, options: WatchOptions, callback: Ready) => koffi.node.poll(fd, options, callback as never),
   } as unknown as PosixCalls;
 }
 

@@ -14,7 +14,7 @@ import { MappedWindow } from './mapping.js';
 import { PosixSignal } from './signal.js';
 
 /** File systems whose files answer without anybody's help. */
-const LOCAL_FILE_SYSTEMS: ReadonlySet<string> = new Set(['tmpfs', 'ramfs', 'hugetlbfs', 'ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'overlay']);
+const LOCAL_FILE_SYSTEMS: ReadonlySet<string> = new Set(['tmpfs', 'devtmpfs', 'ramfs', 'hugetlbfs', 'ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'overlay']);
 
 /** How memory is reached: mapped where that is safe, always through the file, or never but by messages. */
 export type WindowPolicy = 'map-sealed' | 'file' | 'messages';

@@ -3,8 +3,8 @@ import { callError, F_ADD_SEALS, F_SEAL_SHRINK, MFD_ALLOW_SEALING, MFD_CLOEXEC, 
 import { MappedWindow } from './mapping.js';
 
 export class SharedMemory {
-  /** Given to others by number; stays ours. */
-  readonly descriptor: number;
+  /** Given to others by number; stays ours. -1 once it is closed. */
+  descriptor: number;
   readonly window: MappedWindow;
   private readonly calls: PosixCalls;
 
@@ -25,6 +25,7 @@ export class SharedMemory {
 
   close(): void {
     this.window.close();
-    this.calls.close(this.descriptor);
+    if (this.descriptor >= 0) this.calls.close(this.descriptor);
+    this.descriptor = -1;
   }
 }

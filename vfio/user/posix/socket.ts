@@ -6,7 +6,7 @@
 import { Errno } from '../../../sim/errno.js';
 import type { ReceivedDescriptor, Transport } from '../transport.js';
 import {
-  AF_UNIX, callError, EADDRINUSE, EAGAIN, EINTR, MAP_ANONYMOUS, MAP_PRIVATE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLHUP, POLLRDHUP, PROT_READ,
+  AF_UNIX, callError, EAGAIN, EINTR, MAP_ANONYMOUS, MAP_PRIVATE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLHUP, POLLRDHUP, PROT_READ,
   PROT_WRITE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, type PollHandle, type PosixCalls,
 } from './calls.js';
 import { PosixDescriptor, type WindowPolicy } from './descriptor.js';
@@ -21,7 +21,8 @@ export const MAX_DESCRIPTORS = 64;
 /** One arena serves a process: calls do not overlap. Laid out once; per message only lengths change. */
 export class MessageArena {
   private readonly calls: PosixCalls;
-  private readonly address: number;
+  /** 0: closed; what was a view of it must not be touched then. */
+  private address: number;
   private readonly view: DataView;
   private readonly bytes: Uint8Array;
 
@@ -40,6 +41,7 @@ export class MessageArena {
 
   /** Bytes that were sent; -1 and errno. As much as fits goes, the descriptors with the first byte. */
   send(fd: number, bytes: Uint8Array, descriptors: readonly number[]): number {
+    if (this.address === 0) return -1;
     const { view } = this;
     const count = Math.min(bytes.length, DATA_BYTES);
     this.bytes.set(count === bytes.length ? bytes : bytes.subarray(0, count), DATA);
@@ -58,6 +60,7 @@ export class MessageArena {
    * @param room most descriptors that are taken; the kernel closes others
    */
   receive(fd: number, target: Uint8Array, room: number, descriptors: number[]): number {
+    if (this.address === 0) return -1;
     const { view } = this;
     view.setBigUint64(IOVEC + 8, BigInt(Math.min(target.length, DATA_BYTES)), true);
     view.setBigUint64(MSGHDR + 40, BigInt(CMSG_HEADER + room * 4), true);
@@ -75,11 +78,12 @@ export class MessageArena {
 
   /** Of the last `receive`: descriptors did not fit, or this process can have no more. */
   get truncated(): boolean {
-    return (this.view.getInt32(MSGHDR + 48, true) & MSG_CTRUNC) !== 0;
+    return this.address !== 0 && (this.view.getInt32(MSGHDR + 48, true) & MSG_CTRUNC) !== 0;
   }
 
   close(): void {
-    this.calls.munmap(this.address, ARENA_BYTES);
+    if (this.address !== 0) this.calls.munmap(this.address, ARENA_BYTES);
+    this.address = 0;
   }
 
   private pointer(at: number, to: number): void {
@@ -125,8 +129,8 @@ export class UnixConnection implements Transport {
   private fd: number;
   private sink: ByteSink | undefined;
   private watcher: PollHandle | undefined;
-  /** What is watched for now. */
-  private watching = '';
+  /** What is watched for now; undefined when nothing is. */
+  private watching: string | undefined;
   private pumping = false;
 
   constructor(options: UnixConnectionOptions) {
@@ -183,8 +187,10 @@ export class UnixConnection implements Transport {
     else this.watcher.start(options, this.ready);
   }
 
-  private readonly ready = (): void => {
+  private readonly ready = (status: number): void => {
     this.pumping = true;
+    // an error stops the watcher, but there may be bytes left to read before it
+    if (status < 0) this.watching = undefined;
     try {
       this.flush();
       for (let i = 0; i < READS_PER_TURN && this.fd >= 0 && this.reading; i++) if (!this.receive()) break;
@@ -256,6 +262,8 @@ export class UnixConnection implements Transport {
   }
 }
 
+/** Clients that wait for their turn. */
+const BACKLOG = 16;
 /** sizeof(sun_path), with the NUL at its end. */
 const PATH_BYTES = 108;
 
@@ -290,17 +298,18 @@ export function connectUnix(calls: PosixCalls, path: string): number {
 export function listenUnix(calls: PosixCalls, path: string, unlink: (path: string) => void, isSocket: (path: string) => boolean): number {
   const address = unixAddress(path);
   const fd = newSocket(calls);
-  let bound = calls.bind(fd, address, address.length);
-  if (bound < 0 && calls.errno() === EADDRINUSE && isSocket(path) && !somebodyListens(calls, path)) {
+  const attempt = (): Errno | undefined => {
+    if (calls.bind(fd, address, address.length) === 0 && calls.listen(fd, BACKLOG) === 0) return undefined;
+    return callError(calls, `cannot listen at ${path}`);
+  };
+  let error = attempt();
+  if (error?.code === 'EADDRINUSE' && isSocket(path) && !somebodyListens(calls, path)) {
     unlink(path);
-    bound = calls.bind(fd, address, address.length);
+    error = attempt();
   }
-  if (bound < 0 || calls.listen(fd, 16) < 0) {
-    const error = callError(calls, `cannot listen at ${path}`);
-    calls.close(fd);
-    throw error;
-  }
-  return fd;
+  if (error === undefined) return fd;
+  calls.close(fd);
+  throw error;
 }
 
 function somebodyListens(calls: PosixCalls, path: string): boolean {
