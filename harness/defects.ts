@@ -6,7 +6,7 @@ import { InvalidInput, nearest } from './topology/problems.js';
 
 export interface Defect {
   /** Room whose code misbehaves. */
-  readonly room: 'host/mm' | 'host/pci' | 'iommu/core' | 'iommu/intel-vtd/driver' | 'iommu/intel-vtd/hardware' | 'vfio' | 'mdev' | 'devices/dsa' | 'devices/edu' | 'devices/mtty' | 'guest';
+  readonly room: 'host/mm' | 'host/pci' | 'iommu/core' | 'iommu/intel-vtd/driver' | 'iommu/intel-vtd/hardware' | 'vfio' | 'mdev' | 'devices/dsa' | 'devices/edu' | 'devices/mtty' | 'devices/nvme' | 'guest';
   /** What breaks, in one sentence. */
   readonly breaks: string;
 }
@@ -123,6 +123,11 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'mtty.lose-dirty': 'The log of what the device writes stays empty.',
     'mtty.never-unpin': "Transfers keep their user's pages, also when told of an unmap.",
     'mtty.pin-leak': 'Each transfer leaves a page pinned.',
+  }),
+  ...of('devices/nvme', {
+    'nvme-driver.unmap-before-completion': 'The driver unmaps and unpins buffers while the controller works on them.',
+    'nvme.completion-before-data': 'The completion of a read is posted before its data.',
+    'nvme.ready-clears-early': 'The controller says that it has stopped while commands still move data.',
   }),
   ...of('guest', {
     'kvm.enqcmd-untranslated': "What a guest enqueues leaves with the guest's PASID.",

@@ -16,7 +16,7 @@ import { RootComplex } from '../../host/pci/hardware/root-complex.js';
 import type { PciFunctionDevice } from '../../host/pci/kernel/index.js';
 import { NvmeDriver } from '../../devices/nvme/driver/nvme-driver.js';
 import type { NvmeServices } from '../../devices/nvme/driver/nvme-options.js';
-import type { NvmeConfig } from '../../devices/nvme/hardware/controller.js';
+import type { NvmeConfig } from '../../devices/nvme/hardware/controller-options.js';
 import { MemoryMedium } from '../../devices/nvme/hardware/medium.js';
 import { NvmeDevice } from '../../devices/nvme/hardware/nvme-device.js';
 import { SvaWorld, type SvaWorldOptions } from '../fixtures/sva-world.js';

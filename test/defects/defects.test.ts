@@ -75,6 +75,8 @@ const IN_A_MACHINE: readonly (readonly [defect: string, scene: SceneName, catche
   ['dsa.drain-returns-early', 'kill-without-mm-exit', UNBOUND],
   ['dsa.drop-pasid', 'leave', /the kernel log has a line with "Invalid page request"/],
   ['idxd.exit-without-abort', 'kill-with-mm-exit', EXIT],
+  ['nvme-driver.unmap-before-completion', 'disk', /\(pwrite\): -EIO: .*DATA_TRANSFER/],
+  ['nvme.completion-before-data', 'disk', /\(verify\): buffer "target" differs/],
 ];
 
 const BY_A_CHECKER: readonly (readonly [defect: keyof typeof INVARIANTS, invariant: string])[] = [

@@ -172,6 +172,17 @@ export const SCENES = {
     },
     processes: [{ name: 'app', steps: [{ bind: { device: 'dsa0' }, expect: 'EINVAL' }] }],
   },
+  /** A process writes to a disk and reads it back. */
+  disk: {
+    version: 1,
+    host: { memory: '256MiB', iommu: { model: 'intel-vtd' }, kernel: { 'iommu-mode': 'strict' }, devices: [{ model: 'nvme', name: 'nvme0', bdf: '0000:03:00.0', size: '1MiB' }] },
+    processes: [{
+      name: 'app', steps: [
+        { open: { device: 'nvme0' } }, { mmap: { name: 'source', size: '64KiB' } }, { mmap: { name: 'target', size: '64KiB' } }, { fill: { buffer: 'source', random: 1 } },
+        { pwrite: { buffer: 'source', offset: '64KiB' } }, { pread: { buffer: 'target', offset: '64KiB' } }, same(), { close: {} },
+      ],
+    }],
+  },
 } satisfies Record<string, TopologyInput>;
 
 export type SceneName = keyof typeof SCENES;

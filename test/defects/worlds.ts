@@ -13,6 +13,7 @@ import { encodeDescriptor } from '../../devices/dsa/spec/encode.js';
 import { DSA_CMD } from '../../devices/dsa/spec/registers.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { Random } from '../../sim/random.js';
+import { BUFFER, NvmeWorld } from '../conformance/nvme-world.js';
 import { D, flAt, PAGE as MAPPED, TranslationWorld, US } from '../conformance/vtd-translation-world.js';
 import { DsaWorld } from '../fixtures/dsa-world.js';
 import { probeWorld, World, type Probe, type WorldOptions } from '../scenarios/world.js';
@@ -259,6 +260,20 @@ export const BEHAVIOUR = {
     clock.run();
     // 28 bits: 0x1000_1234 is 0x1234
     return memory.load(0x3000, 1) !== 0x77;
+  },
+
+  'nvme.ready-clears-early': (defect) => {
+    const world = new NvmeWorld({ hold: 1, seed: 3, config: { enableNs: 1, readNs: 1 }, defects: [...set(defect)] }).started();
+    world.medium.write(0, new Uint8Array(512).fill(9));
+    world.submit(1, 2, { nsid: 1, prp1: BUFFER, cdw: [0, 0, 0] });
+    // its entry has come, its data is on the way
+    const { holds } = world.holding!;
+    world.clock.run({ stop: () => world.holding!.holds === holds + 2 });
+    world.write(0x14, 0);
+    world.clock.run({ stop: () => world.read(0x1c) === 0 });
+    world.ram.fill(BUFFER, 0, 512);
+    world.settle();
+    return world.ram.load(BUFFER, 1) !== 0;
   },
 } satisfies Record<string, (defect: string | undefined) => boolean>;
 

@@ -36,6 +36,8 @@ interface Program {
   readonly process: Process;
   readonly client: VfioClient;
   readonly memory: number;
+  /** What its threads have mapped, as far as they know. */
+  readonly mapped: { readonly iova: number; readonly sizeBytes: number }[];
 }
 
 export interface InterleavedReport {
@@ -54,6 +56,8 @@ export class Interleaved {
   private readonly buffer = new Uint8Array(64);
   private programs = 0;
   private pasids = [1];
+  /** Page of the last mapping that a thread was interested in. */
+  private focus = 0;
 
   constructor(seed: number, defects: readonly string[] = []) {
     this.random = new Random(seed);
@@ -145,7 +149,7 @@ export class Interleaved {
     const { scheduler } = machine;
     const name = `program ${++this.programs}`;
     const process = forked ?? machine.process(name, random.chance(0.4) ? { memlockLimitPages: 10 } : {});
-    const program: Program = { process, client: machine.clientOf(process), memory: forked === undefined ? machine.run(layOut(process)) : MEMORY_OF.get(forked)! };
+    const program: Program = { process, client: machine.clientOf(process), memory: forked === undefined ? machine.run(layOut(process)) : MEMORY_OF.get(forked)!, mapped: [] };
     MEMORY_OF.set(process, program.memory);
     for (let i = 0; i < THREADS; i++) scheduler.spawn(`${name}, thread ${i}`, this.thread(program));
     scheduler.spawn(`end of ${name}`, this.killer(process));
@@ -177,7 +181,6 @@ export class Interleaved {
     const container = this.pick(process, (name) => name === '/dev/vfio/vfio'), group = this.pick(process, (name) => /^\/dev\/vfio\/\d+$/.test(name));
     const device = this.pick(process, (name) => name.startsWith('[vfio-device]'));
     const containers = container === undefined ? undefined : new ContainerHandle(client.calls, container), groups = group === undefined ? undefined : new GroupHandle(client.calls, group);
-    const iova = random.below(16) * 4096, sizeBytes = random.between(1, 4) * 4096;
     switch (kind) {
       case 'open container': return client.openContainer();
       case 'open group': return client.openGroup(random.pick(machine.vfio.groupIds));
@@ -185,12 +188,8 @@ export class Interleaved {
       case 'set iommu': return yield* containers?.setIommu(random.pick(['type1v2', 'type1v2', 'type1', 'nesting'])) ?? nothing();
       case 'get device': return groups === undefined ? undefined : yield* this.openDevice(process, groups);
       case 'use': return yield* this.use(program);
-      case 'map':
-        this.burst();
-        return yield* containers?.mapDma({ iova, vaddr: memory + random.below(PAGES - 4) * 4096, sizeBytes, write: random.chance(0.8) }) ?? nothing();
-      case 'unmap':
-        this.burst();
-        return yield* containers?.unmapDma(iova, sizeBytes) ?? nothing();
+      case 'map': return containers === undefined ? undefined : yield* this.map(program, containers);
+      case 'unmap': return containers === undefined ? undefined : yield* this.unmap(program, containers);
       case 'unmap all':
         this.burst();
         return yield* containers?.unmapDma(0, 0, { all: true }) ?? nothing();
@@ -212,16 +211,37 @@ export class Interleaved {
   }
 
   /** From nothing to mapped memory, with others in between. */
-  private *use({ process, client, memory }: Program): Steps {
-    const { random, machine } = this;
+  private *use(program: Program): Steps {
+    const { random } = this;
+    const { process, client } = program;
     const existing = this.pick(process, (name) => name === '/dev/vfio/vfio');
     const container = existing === undefined || random.chance(0.4) ? client.openContainer() : new ContainerHandle(client.calls, existing);
     const group = this.openSomeGroup(client);
     if (group === undefined) return;
     yield* group.setContainer(container);
     yield* this.watched('SET_IOMMU', container.setIommu('type1v2'), process);
-    for (let i = random.below(3); i > 0; i--) yield* this.watched('MAP', container.mapDma({ iova: random.below(16) * 4096, vaddr: memory + random.below(PAGES - 4) * 4096, sizeBytes: random.between(1, 4) * 4096 }), process);
+    for (let i = random.below(4); i > 0; i--) yield* this.watched('MAP', this.map(program, container), process);
     yield* this.openDevice(process, group);
+  }
+
+  private *map({ memory, mapped }: Program, container: ContainerHandle): Steps {
+    const { random } = this;
+    const iova = random.below(16) * 4096, sizeBytes = random.between(1, 4) * 4096;
+    this.focus = iova / 4096;
+    yield* container.mapDma({ iova, vaddr: memory + random.below(PAGES - 4) * 4096, sizeBytes, write: random.chance(0.8) });
+    mapped.push({ iova, sizeBytes });
+    this.burst();
+  }
+
+  /** Mostly of what was mapped, in this container or another; with the memory behind it given back before. */
+  private *unmap({ mapped, memory, process }: Program, container: ContainerHandle): Steps {
+    const { random } = this;
+    const { iova, sizeBytes } = mapped.length > 0 && random.chance(0.85) ? random.pick(mapped) : { iova: random.below(16) * 4096, sizeBytes: 4096 };
+    this.focus = iova / 4096;
+    this.burst();
+    yield* sleep(this.machine.clock, random.below(500));
+    if (random.chance(0.2)) yield* process.mm.madviseDontNeed(memory, PAGES * 4096);
+    yield* container.unmapDma(iova, sizeBytes);
   }
 
   /** Most are somebody else's. */
@@ -326,9 +346,11 @@ export class Interleaved {
   private readonly access = (): void => {
     const { random, machine, buffer, counts } = this;
     for (let i = 0; i < 4; i++) {
-      const [bdf, fn] = random.pick([...machine.functions]);
+      const masters = [...machine.functions].filter(([, { busMaster }]) => busMaster);
+      if (masters.length === 0) return;
+      const [bdf, fn] = random.pick(masters);
       const { port } = fn, atc = this.atcs.get(bdf)!;
-      const pasid = random.chance(0.5) ? NO_PASID : random.pick(this.pasids), page = random.below(20), write = random.chance(0.4);
+      const pasid = random.chance(0.5) ? NO_PASID : random.pick(this.pasids), page = random.chance(0.7) ? this.focus : random.below(20), write = random.chance(0.4);
       counts.dmas++;
       if (!fn.atsEnabled || random.chance(0.5)) {
         const status = write ? port.write(page, 64, buffer, 0, 16, pasid, 0) : port.read(page, 64, buffer, 0, 16, pasid, 0);

@@ -5,80 +5,27 @@
  * A queue entry that cannot be read or written is fatal (CSTS.CFS), as in QEMU; while bus mastering is off nothing is
  * read or posted, and goes on when it is on again. Left out: weighted round robin, urgent priority, NVM subsystem reset.
  */
-import type { Clock } from '../../../sim/clock.js';
 import { load32 } from '../../../sim/little-endian.js';
-import { sleep, WaitQueue, type Scheduler, type Steps } from '../../../sim/task.js';
-import type { Trace, TraceKind } from '../../../sim/trace.js';
+import { sleep, WaitQueue, type Steps } from '../../../sim/task.js';
+import type { TraceKind } from '../../../sim/trace.js';
 import { DNR, DW10, DW11, encodeCompletion, EVENT, IO, STATUS, STATUS_MASK } from '../spec/commands.js';
 import { LOG } from '../spec/logs.js';
 import {
-  AQA, CAP, CC, CC_EN, CQE_SIZE, CSS_NVM, CSTS_CFS, CSTS_RDY, CSTS_SHST, CSTS_SHST_COMPLETE, CSTS_SHST_OCCURRING, SHN_ABRUPT, SQE_SIZE, type NvmeLayout,
+  AQA, CAP, CC, CC_EN, CQE_SIZE, CSS_NVM, CSTS_CFS, CSTS_RDY, CSTS_SHST, CSTS_SHST_COMPLETE, CSTS_SHST_OCCURRING, SHN_ABRUPT, SQE_SIZE,
 } from '../spec/registers.js';
 import { AdminUnit } from './admin.js';
 import { AsyncEvents } from './async-events.js';
+import type { NvmeConfig, NvmeControllerOptions } from './controller-options.js';
 import { Features } from './features.js';
 import { IoUnit } from './io.js';
 import { Logs } from './logs.js';
-import type { BlockMedium } from './medium.js';
 import { Command, CompletionQueue, newWords, placeOf, SubmissionQueue, type QueuePlace } from './queues.js';
 import { NvmeRegisters } from './register-window.js';
-import { FORGOTTEN, Transfer, type MemoryAccess } from './transfer.js';
-
-export interface NvmeConfig extends NvmeLayout {
-  /** Largest number of entries of a queue, a power of two. */
-  readonly queueEntries: number;
-  /** Largest transfer: 2^mdts pages of 4 KiB; 0 no limit. */
-  readonly mdts: number;
-  /** Log2 of the bytes of a block, 9 to 12. */
-  readonly blockShift: number;
-  /** Commands of one submission queue that are worked on at a time. */
-  readonly commandsPerQueue: number;
-  readonly serial: string;
-  /** Between two commands that the controller takes up. */
-  readonly commandNs: number;
-  /** From command to data at the medium. */
-  readonly readNs: number;
-  readonly writeNs: number;
-  readonly flushNs: number;
-  /** Of the medium, which serves one command after the other. */
-  readonly bytesPerNs: number;
-  /** From CC.EN to CSTS.RDY, either way. */
-  readonly enableNs: number;
-}
-
-export const DEFAULT_NVME_CONFIG: NvmeConfig = {
-  ioQueues: 4, doorbellStride: 0, queueEntries: 2048, mdts: 7, blockShift: 9, commandsPerQueue: 32, serial: 'vfiosim-0', commandNs: 200, readNs: 8_000, writeNs: 4_000,
-  flushNs: 20_000, bytesPerNs: 3, enableNs: 500_000,
-};
+import { FORGOTTEN, Transfer } from './transfer.js';
 
 /** CAP.TO: 7.5 s. CAP.MPSMAX: 64 KiB. */
 const TIMEOUT = 15;
 const MPS_MAX = 4;
-
-export interface NvmeFunctionSide {
-  /** Requests leave the function: it is there, and bus mastering is on. */
-  readonly reachable: boolean;
-  readonly messageSignalled: boolean;
-  readonly access: () => MemoryAccess;
-  raise(vector: number): void;
-  /** The interrupt pin, while no messages are enabled. */
-  pin(level: boolean): void;
-}
-
-export interface NvmeControllerOptions {
-  readonly name: string;
-  readonly clock: Clock;
-  readonly scheduler: Scheduler;
-  readonly trace: Trace;
-  readonly config: NvmeConfig;
-  readonly medium: BlockMedium;
-  readonly side: NvmeFunctionSide;
-  /**
-   * `nvme.completion-before-data`: a read's completion is posted before its data. `nvme.ready-clears-early`: CSTS.RDY is 0
-   * while commands still move data.
-   */
-  readonly defects?: ReadonlySet<string>;
-}
 
 export class NvmeController {
   readonly registers: NvmeRegisters;
@@ -337,7 +284,7 @@ export class NvmeController {
   }
 
   private *serve(sq: SubmissionQueue, life: number): Steps {
-    const { access, clock } = { access: this.options.side.access(), clock: this.options.clock };
+    const access = this.options.side.access(), { clock } = this.options;
     const bytes = new Uint8Array(SQE_SIZE), byte = sq.head * SQE_SIZE;
     const moved = yield* access.read(sq.page + Math.floor(byte / 4096), byte % 4096, bytes, 0, SQE_SIZE);
     if (life === this.life && moved === 'done') yield* sleep(clock, access.costNs);

@@ -14,7 +14,8 @@ import type { Timing } from '../../../host/timing.js';
 import {
   NVME_BAR, NVME_CLASS_CODE, NVME_DEVICE_ID, NVME_REVISION, NVME_SUBSYSTEM_ID, NVME_SUBSYSTEM_VENDOR_ID, NVME_VENDOR_ID, windowOf,
 } from '../spec/registers.js';
-import { DEFAULT_NVME_CONFIG, NvmeController, type NvmeConfig, type NvmeFunctionSide } from './controller.js';
+import { NvmeController } from './controller.js';
+import { DEFAULT_NVME_CONFIG, type NvmeConfig, type NvmeFunctionSide } from './controller-options.js';
 import type { BlockMedium } from './medium.js';
 import type { MemoryAccess, Moved } from './transfer.js';
 
