@@ -131,6 +131,8 @@ export class Guest {
       settings: guestSettings(this.topology, host.settings, this.devices), clock: vmm.clock, memory: vmm.memory, slots,
       random: host.random.split(`guest ${this.name} ${this.boots}`), mailbox: host.mailbox, trace: host.trace, fail: (error) => host.clock.fail(error),
     });
+    // what was plugged in before a reboot is still there
+    for (const block of vmm.ram.slice(layoutFor(this.topology.memory).ram.length)) kernel.frames.addRange(block);
     this.boots++;
     this.disconnect = vmm.connectInterrupts(kernel.interrupts);
     this.kernel = kernel;

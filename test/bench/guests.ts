@@ -6,7 +6,7 @@
  */
 import { createMachineSync, type Machine } from '../../harness/machine.js';
 import { crowd, type CrowdOptions } from '../fixtures/guest-crowd.js';
-import { heapBytes, median, timeMs } from './measure.js';
+import { heapBytes, timeMs } from './measure.js';
 import type { Row } from './report.js';
 
 const KIB = 1024;
@@ -83,15 +83,7 @@ function* crowds(shape: Shape, counts: readonly number[]): Generator<Row> {
   yield* growthOf(shape, costs);
 }
 
-/** Copies of 4 KiB by one process in one guest: everything from its step to the completion that it sees, pins included. */
-function copies(): Row {
-  const COPIES = 1024;
-  const samples = Array.from({ length: 6 }, () => 1e6 / (measure({ guests: 1, mdevs: 1, processes: 1, memoryBytes: 32 * 2 ** 20, copyBytes: COPIES * 4096 }).runMs * 1000 / COPIES)).slice(1);
-  return { group: 'one guest', name: 'copies of 4 KiB, 1,024 submitted at once', value: median(samples), unit: '/s', samples };
-}
-
 export function* guests(): Generator<Row> {
-  yield copies();
   yield* crowds({ mdevs: 8, processes: 4 }, [10, 100]);
   yield* crowds({ mdevs: 1, processes: 1 }, [10, 100, 1_000]);
 }

@@ -2,13 +2,16 @@
  * What passthrough costs beside the same work of the host: a guest's memory against RAM, a register that traps, memory
  * mapped into a VFIO container, DMA of a device in a user's hands against that of a process's.
  */
+import type { IdxdPinnedFile, PinnedOperation } from '../../devices/dsa/driver/idxd-pinned.js';
 import { FrameAllocator } from '../../host/frames.js';
 import { Mm } from '../../host/mm/mm.js';
 import { DMA_DONE, NO_PASID } from '../../host/pci/dma-port.js';
 import { Process } from '../../host/process.js';
 import { Vm } from '../../guest/kvm/vm.js';
 import { GuestClock } from '../../guest/clock.js';
+import type { Kernel } from '../../harness/compose/host.js';
 import { createMachineSync } from '../../harness/machine.js';
+import type { KernelWorld } from '../../harness/scenario/kernel-world.js';
 import { VirtualClock } from '../../sim/clock.js';
 import { Ram, type PhysicalMemory } from '../../sim/memory.js';
 import type { Mmio } from '../../sim/mmio.js';
@@ -121,6 +124,48 @@ function* trapRows(): Generator<Row> {
   yield { group, name: 'write by a guest, the same way', value: rate((i) => trapped.write(GENCTRL, 4, i & 3)), unit: '/s' };
 }
 
+// --- copies -----------------------------------------------------------------------------------------------------
+
+/** Copies that are under way together: as many as the queue takes. */
+const AT_ONCE = 16;
+
+/** A pass of copies of 4 KiB that one process asks its kernel's driver for, pins and interrupts included. */
+function copies(kernel: Kernel, world: KernelWorld, execute: (steps: Steps) => void): () => void {
+  const { process } = world.newProgram('bench');
+  const { idxd } = kernel.kernelDrivers;
+  const pci = kernel.pci.devices.find((device) => kernel.drivers.driverOf(device) === idxd)!;
+  const wq = idxd.device(pci).wqs.find(({ options }) => options.type === 'kernel')!;
+  const open: { file?: IdxdPinnedFile; from?: number } = {};
+  execute((function* (): Steps {
+    open.file = yield* idxd.openPinned(pci, process, wq.options.name);
+    open.from = yield* process.mm.mmap(2 * AT_ONCE * PAGE);
+    yield* process.mm.fill(open.from, 0xa5, 2 * AT_ONCE * PAGE);
+  })());
+  const { file, from } = open as Required<typeof open>;
+  const operations = Array.from({ length: AT_ONCE }, (_, i): PinnedOperation => ({ kind: 'copy', from: from + i * PAGE, to: from + (AT_ONCE + i) * PAGE, sizeBytes: PAGE, pattern: 0n }));
+  return () => execute((function* (): Steps {
+    const submissions = [];
+    for (const operation of operations) submissions.push(yield* file.submit([operation]));
+    for (const submission of submissions) for (const { status } of yield* submission.wait()) if (status !== 'success') throw new Error(`a copy ended with ${status}`);
+  })());
+}
+
+function* copyRows(): Generator<Row> {
+  const topology = crowd({ guests: 1, mdevs: 1, processes: 0 });
+  topology.host!.devices!.push({ model: 'dsa', name: 'own', bdf: '0000:1f:01.0', 'work-queues': [{ mode: 'dedicated', type: 'kernel', size: AT_ONCE }] });
+  const machine = createMachineSync(topology, { checkers: false, traceRecords: 1024 });
+  machine.run({ stopAt: { at: 'time', timeNs: 1e9 } });
+  const { host, scenario } = machine, { kernel, world } = scenario.guest('vm0');
+  const group = 'copies of 4 KiB by a kernel queue, 16 at once';
+  for (const [name, pass] of [
+    ['by the host', copies(host, scenario.world, (steps) => machine.execute('bench', steps))],
+    ['by a guest on its mediated device', copies(kernel!, world!, (steps) => machine.execute('bench', steps, kernel!.scheduler))],
+  ] as const) {
+    const { value, samples } = throughput({ units: AT_ONCE, run: pass });
+    yield { group, name, value, unit: '/s', samples };
+  }
+}
+
 // --- memory in a container --------------------------------------------------------------------------------------
 
 const MAPPED = 512 * MIB;
@@ -231,6 +276,7 @@ function* dmaRows(): Generator<Row> {
 export function* passthrough(): Generator<Row> {
   yield* memoryRows();
   yield* trapRows();
+  yield* copyRows();
   yield* containerRows();
   yield* dmaRows();
 }

@@ -69,15 +69,16 @@ describe('docs/capabilities', () => {
     ['intel-vtd', branch('iommu', 'intel-vtd'), ['model']],
     ['dsa', branch('device', 'dsa'), ['model', 'name', 'bdf']],
     ['edu', branch('device', 'edu'), ['model', 'name', 'bdf', 'port']],
+    ['nvme', branch('device', 'nvme'), ['model', 'name', 'bdf']],
   ])('%s.md mentions every word that a topology may use', (model, words, general) => {
     const mentioned = codeOf(textOf(`docs/capabilities/${model}.md`)).flatMap((code) => code.split(/[ ,:.]+/));
     expect(words.filter((word) => !general.includes(word) && !mentioned.includes(word))).toEqual([]);
   });
 
   it('name conformance tests that exist', () => {
-    for (const model of ['intel-vtd', 'dsa']) {
+    for (const model of ['intel-vtd', 'dsa', 'nvme']) {
       const cells = textOf(`docs/capabilities/${model}.md`).split('\n').filter((line) => line.startsWith('|')).map((line) => line.split('|').at(-2)!);
-      const tests = cells.flatMap(codeOf).filter((code) => /^(vtd|dsa|pcie?|bind|features|mm)-/.test(code));
+      const tests = cells.flatMap(codeOf).filter((code) => /^(vtd|dsa|nvme|pcie?|bind|features|mm)-/.test(code));
       expect(tests.length).toBeGreaterThan(10);
       expect([...new Set(tests)].filter((name) => !existsSync(join(ROOT, `test/conformance/${name}.test.ts`)))).toEqual([]);
     }

@@ -4,6 +4,7 @@
  */
 import fc from 'fast-check';
 import { VFIO_GROUP_GET_DEVICE_FD, VFIO_GROUP_GET_STATUS, VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_UNSET_CONTAINER, VFIO_IOMMU_BIND, VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_UNBIND, VFIO_IOMMU_UNMAP_DMA, VFIO_DEVICE_RESET, VFIO_SET_IOMMU } from '../../vfio/uapi/ioctl.js';
+import { ContainerHandle } from '../../vfio/client/index.js';
 import type { Steps } from '../../sim/task.js';
 import type { Model, Spoilt } from './model/model.js';
 import { ModelContainer, ModelDevice, ModelGroup, type ModelFile, type ModelFunction, type ModelParent, type ModelProcess } from './model/state.js';
@@ -13,7 +14,7 @@ import { uuidOf, type Program, type Runner } from './runner.js';
 export const KINDS = [
   'use', 'use', 'use', 'use', 'use mdev', 'use mdev', 'use mdev', 'map some', 'map some', 'map some', 'map some', 'share',
   'open container', 'open group', 'open group', 'close', 'close', 'close', 'set container', 'set container', 'set container', 'unset container', 'unset container',
-  'set iommu', 'set iommu', 'set iommu', 'get device', 'get device', 'get device', 'status', 'reset', 'master', 'master',
+  'set iommu', 'set iommu', 'set iommu', 'get device', 'get device', 'get device', 'status', 'info', 'reset', 'master', 'master',
   'map', 'map', 'map', 'map', 'map', 'map', 'map', 'unmap', 'unmap', 'unmap', 'unmap', 'bind', 'bind', 'unbind', 'pin', 'pin', 'pin', 'unpin', 'store', 'renew',
   'fork', 'exec', 'exit', 'spawn', 'spawn',
   'bind driver', 'bind driver', 'unbind driver', 'aux', 'create', 'create', 'create', 'remove', 'remove', 'refuse create', 'parent',
@@ -41,7 +42,7 @@ const BAD_UUIDS = ['', 'no uuid', `${uuidOf(1)}00`, `${uuidOf(2)}x`, `{${uuidOf(
 /** Descriptors that calls are for. */
 const NEEDS: { readonly [K in Kind]?: typeof ModelGroup | typeof ModelContainer | typeof ModelDevice } = {
   'set container': ModelGroup, 'unset container': ModelGroup, 'set iommu': ModelContainer, 'get device': ModelGroup, status: ModelGroup, reset: ModelDevice, master: ModelDevice,
-  'map some': ModelContainer, share: ModelContainer, map: ModelContainer, unmap: ModelContainer, bind: ModelContainer, unbind: ModelContainer,
+  info: ModelContainer, 'map some': ModelContainer, share: ModelContainer, map: ModelContainer, unmap: ModelContainer, bind: ModelContainer, unbind: ModelContainer,
 };
 
 function at<T>(items: readonly T[], n: number): T {
@@ -84,6 +85,7 @@ export class Caller {
       case 'set iommu': return this.setIommu(process, this.fdOf(process, ModelContainer, b), at(TYPES, c));
       case 'get device': return this.getDevice(process, this.fdOf(process, ModelGroup, b), c, spoilt(d) === 'fault' ? 'fault' : undefined);
       case 'status': return this.status(process, this.fdOf(process, ModelGroup, b), spoilt(c) === 'flags' ? undefined : spoilt(c));
+      case 'info': return this.info(process, this.fdOf(process, ModelContainer, b));
       case 'reset': return this.reset(process, this.fdOf(process, ModelDevice, b));
       case 'master': return this.master(process, b);
       case 'map': return this.map(process, this.fdOf(process, ModelContainer, b), b, c, d);
@@ -231,6 +233,18 @@ export class Caller {
   private status(process: ModelProcess, fd: number, how: Spoilt): void {
     const record = Uint8Array.of(how === 'argsz' ? 7 : 8, 0, 0, 0, 0, 0, 0, 0);
     this.runner.call(`${process.name}: GET_STATUS(${fd})${how ?? ''}`, () => this.model.status(process, fd, how), () => this.ioctl(process, fd, VFIO_GROUP_GET_STATUS, record, how, (bytes) => bytes[4]!));
+  }
+
+  /** What may be mapped, and how often. */
+  private info(process: ModelProcess, fd: number): void {
+    const container = this.file(process, fd);
+    if (container instanceof ModelDevice) return; // the number is another command there
+    const expected = container instanceof ModelContainer ? this.model.rules.info(container) : undefined;
+    this.runner.call(`${process.name}: GET_INFO(${fd})`, () => this.model.info(process, fd), function* (this: Caller) {
+      const { iovaRanges, dmaAvailable } = yield* new ContainerHandle(this.program(process).client.calls, fd).iommuInfo();
+      const ranges = iovaRanges?.map(({ first, last }) => [Number(first / 4096n), Number((last + 1n) / 4096n)]);
+      this.runner.equal('what GET_INFO tells', JSON.stringify({ ranges, available: dmaAvailable }), JSON.stringify(expected));
+    }.bind(this));
   }
 
   private reset(process: ModelProcess, fd: number): void {

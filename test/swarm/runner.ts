@@ -171,7 +171,8 @@ export class Runner {
 
   // --- what can be seen ----------------------------------------------------------------------------------------------
 
-  private equal(what: string, actual: unknown, expected: unknown): void {
+  /** Fails when the two are not the same. */
+  equal(what: string, actual: unknown, expected: unknown): void {
     if (actual !== expected) this.fail(`${what}: the product has ${String(actual)}, the model ${String(expected)}`);
   }
 

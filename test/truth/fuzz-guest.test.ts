@@ -12,6 +12,7 @@ import { HostileMachine, LOOT, type Loot } from './hostile-machine.js';
 const NIGHTLY = process.env['VFIOSIM_NIGHTLY'] === '1';
 const FIRST = Number(process.env['FIRST'] ?? 0);
 const WORLDS = Number(process.env['WORLDS'] ?? (NIGHTLY ? 150 : 5));
+const KILLS = NIGHTLY ? 400 : 12;
 const STEPS = NIGHTLY ? 1500 : 300;
 
 function attack(seed: number, targets: readonly Loot[], steps: number): void {
@@ -44,4 +45,33 @@ describe('a hostile guest', () => {
   for (let seed = FIRST; seed < FIRST + WORLDS; seed++) {
     it(`reaches nobody and leaves nothing behind, ${seed}`, { timeout: 60_000 }, () => attack(seed, seed % 3 === 2 ? [LOOT[seed % LOOT.length]!] : LOOT, STEPS));
   }
+
+  it(`leaves nothing behind when its VMM is killed at any moment, ${KILLS} of them`, { timeout: 600_000 }, () => {
+    const machine = new HostileMachine(0, 'kills');
+    const { random, host } = machine;
+    const before = machine.look();
+    const config = machine.hostConfig();
+    const { frames: { inUse }, passthrough: { type1 } } = host;
+    let events = 3000;
+    for (let i = 0; i < KILLS; i++) {
+      const guest = machine.machine.scenario.newGuest({ ...machine.machine.loaded.topology.guests[0]!, name: `victim${i}` });
+      const task = host.scheduler.spawn('start', guest.start(), { joined: true });
+      const first = host.clock.events, moment = first + random.below(events);
+      const reached = (): boolean => host.clock.events >= moment;
+      host.clock.run({ stop: () => reached() || task.ended });
+      if (task.ended) {
+        events = Math.min(events, host.clock.events - first + 2000);
+        // its processes are at work by now, or it goes through a reset
+        if (random.chance(0.3)) host.scheduler.spawn('reboot', guest.reboot());
+        host.clock.run({ stop: reached });
+      }
+      if (guest.alive) machine.run(guest.kill());
+      host.clock.run({ untilNs: host.clock.now + 2_000_000_000 });
+      expect([task.ended, guest.state, type1.usage, host.frames.pinnedPages, host.frames.inUse - inUse], `kill ${i} after ${moment - first} events`)
+        .toEqual([true, 'killed', { containers: 0, mappings: 0, domains: 0, binds: 0 }, 0, 0]);
+    }
+    expect(machine.look()).toEqual(before);
+    expect(machine.hostConfig()).toEqual(config);
+    machine.finish();
+  });
 });

@@ -146,7 +146,7 @@ export class HostileMachine {
 
   /** Bytes of the host's functions that no guest may move: all of a parent's, what is the kernel's of a whole device. */
   hostConfig(): Look {
-    const found: Record<string, string> = {};
+    const found: Record<string, string> = { vectors: `${this.host.interrupts.list().length}` };
     for (const device of this.host.pci.devices) {
       const whole = device.name === this.model('dsa1').bdf || device.name === this.model('edu0').bdf;
       const words = Array.from({ length: 1024 }, (_, i) => this.host.access.read(device.segment, device.bus, device.devfn, i * 4, 4));

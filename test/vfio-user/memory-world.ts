@@ -166,7 +166,9 @@ export class MemoryWorld implements Transport {
 
   /** Any bytes in pieces of at most `piece`; descriptors come with the first. */
   push(bytes: Uint8Array, descriptors: ReceivedDescriptor[] = [], piece = Infinity): void {
-    for (let at = 0; at < bytes.length && !this.session.ended; ) {
+    // nobody is there to receive them
+    if (this.closed) for (const descriptor of descriptors) descriptor.close();
+    for (let at = 0; at < bytes.length && !this.closed; ) {
       const { space } = this.session;
       const count = Math.min(space.length, bytes.length - at, piece);
       space.set(bytes.subarray(at, at + count));

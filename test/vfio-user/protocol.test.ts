@@ -615,7 +615,7 @@ describe('the end of a client', () => {
     world.clock.run();
     expect([world.session.ended, world.table.open, world.memory.regions.length, world.memory.log.active, world.device.triggers.size, world.device.bar1[0]]).toEqual([true, 0, 0, false, 0, 5]);
     world.push(message(2, CMD.GET_INFO, infoRequest(16)), [world.fd()]);
-    expect(world.sent).toEqual([]);
+    expect([world.sent, world.table.open]).toEqual([[], 0]);
   });
 
   it('defects are seen: a leaked descriptor, a window that outlives its client', () => {

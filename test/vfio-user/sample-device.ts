@@ -37,7 +37,8 @@ export class SampleDevice implements VfioDeviceOps, MigrationVendor {
   /** Makes the next access of BAR0 fail with a bug. */
   broken = false;
   private readonly scheduler: Scheduler;
-  private saved = false;
+  /** Its timer starts again when it runs. */
+  private loaded = false;
 
   constructor(scheduler: Scheduler) {
     this.scheduler = scheduler;
@@ -127,8 +128,9 @@ export class SampleDevice implements VfioDeviceOps, MigrationVendor {
 
   // oxlint-disable-next-line require-yield -- MigrationVendor may sleep
   *arc(_from: number, to: number): Steps {
-    if (to === 2 && new DataView(this.bar0.buffer).getBigUint64(0, true) !== 0n && this.saved) this.arm();
-    this.saved = false;
+    if (to !== 2 || !this.loaded) return;
+    this.loaded = false;
+    if (new DataView(this.bar0.buffer).getBigUint64(0, true) !== 0n) this.arm();
   }
 
   // oxlint-disable-next-line require-yield -- MigrationVendor may sleep
@@ -142,7 +144,7 @@ export class SampleDevice implements VfioDeviceOps, MigrationVendor {
     if (state.length !== BAR1_BYTES + 8) throw new Errno('EINVAL', `a state of ${state.length} bytes`);
     this.bar1.set(state.subarray(0, BAR1_BYTES));
     this.bar0.set(state.subarray(BAR1_BYTES));
-    this.saved = true;
+    this.loaded = true;
   }
 
   dataSizeBytes(): number {

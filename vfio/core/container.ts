@@ -122,7 +122,7 @@ export class Container implements IoctlFile {
 
   /** An IOMMU with every group attached, or none of them. */
   private *openIommu(driver: ContainerIommuDriver, type: number): Steps<ContainerIommu> {
-    const iommu = driver.open(type);
+    const iommu = driver.open(type, this.id);
     const attached: VfioGroup[] = [];
     try {
       for (const group of this.groups) {

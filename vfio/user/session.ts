@@ -124,6 +124,11 @@ export class Session {
     return this.reader.space;
   }
 
+  /** The rest of a message is still to come. */
+  get midMessage(): boolean {
+    return this.reader.midMessage;
+  }
+
   /** False when nothing more should be read for the moment (`Transport.resume` says when), or ever. */
   get accepting(): boolean {
     return (this.state === 'version' || this.state === 'running') && this.waiting.length < this.limits.maxWaiting;

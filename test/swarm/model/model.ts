@@ -284,6 +284,10 @@ export class Model {
 
   // --- mappings and binds -------------------------------------------------------------------------------------------
 
+  info(process: ModelProcess, fd: number): Answer {
+    return this.containerAt(process, fd)?.type === undefined ? this.notA(process, fd) : DONE;
+  }
+
   map(process: ModelProcess, fd: number, request: MapRequest, spoilt: Spoilt): Answer {
     const container = this.containerAt(process, fd);
     if (container?.type === undefined) return this.notA(process, fd);

@@ -188,6 +188,15 @@ export class Type1Rules {
     });
   }
 
+  /** Pages that may be mapped, half-open, and how many mappings may still be made (GET_INFO); no ranges without an IOMMU. */
+  info({ domains, mappings }: ModelContainer): { readonly ranges: readonly (readonly [number, number])[] | undefined; readonly available: number } {
+    const available = DMA_ENTRIES - mappings.length;
+    if (domains.length === 0) return { ranges: undefined, available };
+    const end = Math.min(...domains.map(({ unit }) => unit.endPage));
+    const reserved = domains.some(({ groups }) => groups.some((group) => this.reserves(group)));
+    return { ranges: reserved ? [[0, INTERRUPT_WINDOW.start], [INTERRUPT_WINDOW.end, end]] : [[0, end]], available };
+  }
+
   /** Pages unmapped, or a refusal. */
   unmap(container: ModelContainer, caller: ModelProcess, { start, pages, odd, all }: UnmapRequest): number | readonly ErrnoName[] {
     if (all ? start !== 0 || pages !== 0 || odd !== 0 : odd !== 0 || pages === 0 || start + pages > ALL_PAGES) return ['EINVAL'];

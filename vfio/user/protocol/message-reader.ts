@@ -47,9 +47,9 @@ export class MessageReader {
     return (this.header === undefined ? this.headerBytes : this.payload).subarray(this.filled);
   }
 
-  /** A header is expected: descriptors may come with the next byte. */
-  get atHeader(): boolean {
-    return this.header === undefined;
+  /** A message has begun and not ended. */
+  get midMessage(): boolean {
+    return this.header !== undefined || this.filled > 0;
   }
 
   /**
