@@ -10,7 +10,7 @@ import { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import { RootComplex } from '../../host/pci/hardware/root-complex.js';
 import { PciFunctionOps } from '../../vfio/user/index.js';
 import { IDLE, Scratch } from '../fixtures/pci-world.js';
-import { FakeDescriptor, MemoryWorld } from './memory-world.js';
+import { type FakeDescriptor, MemoryWorld } from './memory-world.js';
 import { CMD, dmaMap, EVENTFD_TRIGGER, infoRequest, pack, regionAccess, regionWrite, setIrqs, u16, u32, u64 } from './wire.js';
 
 const CONFIG = 7, INTX = 0, MSI = 1, MSIX = 2;

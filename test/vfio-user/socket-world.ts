@@ -1,7 +1,7 @@
 /** Servers on real sockets in real time, and a client of tests that sends bytes and descriptors as it likes. */
-import { existsSync, mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { expect, onTestFinished } from 'vitest';
 import { Scheduler, type Steps } from '../../sim/task.js';
 import { WallClock } from '../../sim/wall-clock.js';
@@ -20,22 +20,6 @@ export const unavailable = ((): string | undefined => {
     return String(error);
   }
 })();
-
-/** Open descriptors of this process by what they are; those that Node opens and closes by itself are left out. */
-export function openDescriptors(): string[] {
-  return readdirSync('/proc/self/fd').flatMap((fd) => {
-    try {
-      const name = readlinkSync(`/proc/self/fd/${fd}`);
-      return /memfd:|anon_inode:\[eventfd\]|socket:|vfio-user/.test(name) ? [`${fd} ${name}`] : [];
-    } catch {
-      return [];
-    }
-  });
-}
-
-export function mappings(name: string, text: string): number {
-  return text.split('\n').filter((line) => line.includes(name)).length;
-}
 
 /** What a client holds: memory, eventfds. */
 export interface Closable {
@@ -184,6 +168,11 @@ export class RawClient implements Closable {
   }
 }
 
+/** The kernel's number of an eventfd. */
+function eventId(fd: number): string | undefined {
+  return /^eventfd-id:\s*(\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1];
+}
+
 export class SocketWorld {
   readonly calls = posixCalls();
   readonly clock: WallClock;
@@ -192,11 +181,17 @@ export class SocketWorld {
   readonly bugs: unknown[] = [];
   private readonly servers: VfioUserServer[] = [];
   private readonly held: Closable[] = [];
+  private readonly eventIds = new Set<string>();
   private serial = 0;
 
   constructor() {
     this.clock = new WallClock((error) => this.bugs.push(error));
     this.scheduler = new Scheduler(this.clock, (error) => this.clock.fail(error));
+  }
+
+  /** Like no other world's. */
+  get name(): string {
+    return basename(this.directory);
   }
 
   run<T>(steps: Steps<T>): Promise<T> {
@@ -233,11 +228,35 @@ export class SocketWorld {
   }
 
   guestMemory(sizeBytes: number, sealed = true): SharedMemory {
-    return this.hold(new SharedMemory(this.calls, 'vfio-user-guest', sizeBytes, sealed));
+    return this.hold(new SharedMemory(this.calls, this.name, sizeBytes, sealed));
   }
 
   eventFd(flags?: number): EventFile {
-    return this.hold(new EventFile(this.calls, flags));
+    const event = this.hold(new EventFile(this.calls, flags));
+    this.eventIds.add(eventId(event.fd)!);
+    return event;
+  }
+
+  /**
+   * Descriptors of this process that refer to something of this world: its memory, its eventfds, its servers' sockets.
+   * Other threads of the process open others meanwhile.
+   */
+  openDescriptors(): string[] {
+    const sockets = new Set(readFileSync('/proc/net/unix', 'latin1').split('\n').filter((line) => line.includes(this.directory)).map((line) => `socket:[${line.trim().split(/\s+/)[6]}]`));
+    return readdirSync('/proc/self/fd').flatMap((fd) => {
+      try {
+        const link = readlinkSync(`/proc/self/fd/${fd}`);
+        const ours = link.includes(this.name) || sockets.has(link) || (link === 'anon_inode:[eventfd]' && this.eventIds.has(eventId(Number(fd)) ?? ''));
+        return ours ? [`${fd} ${link}`] : [];
+      } catch {
+        return [];
+      }
+    });
+  }
+
+  /** Places in this process where memory of this world is mapped. */
+  mappings(): number {
+    return readFileSync('/proc/self/maps', 'latin1').split('\n').filter((line) => line.includes(`memfd:${this.name}`)).length;
   }
 
   hold<T extends Closable>(one: T): T {

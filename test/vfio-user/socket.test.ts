@@ -1,11 +1,11 @@
 /** Devices on Unix sockets: descriptors, memory and eventfds of another program, clients that come, go, and lie. */
-import { closeSync, openSync, readFileSync, unlinkSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { F_ADD_SEALS, F_SEAL_SHRINK } from '../../vfio/user/posix/calls.js';
 import { listenUnix } from '../../vfio/user/posix/socket.js';
 import { SampleDevice } from './sample-device.js';
-import { inSocketWorld, mappings, openDescriptors, RawClient, unavailable } from './socket-world.js';
+import { inSocketWorld, RawClient, unavailable } from './socket-world.js';
 import { CMD, concat, dmaMap, dmaUnmap, ERROR, EVENTFD_TRIGGER, infoRequest, jsonOf, message, NO_REPLY, pack, QEMU_CAPABILITIES, regionAccess, regionWrite, setIrqs, u32, versionPayload } from './wire.js';
 
 const EACCES = 13, EINVAL = 22;
@@ -33,10 +33,10 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     const server = await w.serve({ ops: new SampleDevice(w.scheduler) });
     const client = await w.client(server);
     const ram = w.guestMemory(4 * MIB);
-    const before = mappings('vfio-user-guest', readFileSync('/proc/self/maps', 'latin1'));
+    const before = w.mappings();
     await client.ok(CMD.DMA_MAP, dmaMap(0, MIB, 0), [ram.descriptor]);
     await client.ok(CMD.DMA_MAP, dmaMap(0x4000_0000, 3 * MIB, MIB), [ram.descriptor]);
-    expect(mappings('vfio-user-guest', readFileSync('/proc/self/maps', 'latin1'))).toBe(before + 2);
+    expect(w.mappings()).toBe(before + 2);
     const { memory } = server.memory;
     ram.window.store64(8, 0x1111_2222, -1);
     expect([memory.load64(8), memory.lo, memory.hi]).toEqual([true, 0x1111_2222, -1]);
@@ -45,18 +45,18 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     expect([memory.compareExchange64(8, 0x1111_2222, -1, 5, 6), memory.compareExchange64(8, 0x1111_2222, -1, 7, 8)]).toEqual([true, false]);
     expect([ram.window.load(8, 4), ram.window.load(12, 4)]).toEqual([5, 6]);
     await client.ok(CMD.DMA_UNMAP, dmaUnmap(0, MIB));
-    expect([memory.load(8, 4), memory.load(0x4000_0004, 4), mappings('vfio-user-guest', readFileSync('/proc/self/maps', 'latin1'))]).toEqual([-1, 77, before + 1]);
+    expect([memory.load(8, 4), memory.load(0x4000_0004, 4), w.mappings()]).toEqual([-1, 77, before + 1]);
     await w.leave(client, server);
-    expect([memory.load(0x4000_0004, 4), mappings('vfio-user-guest', readFileSync('/proc/self/maps', 'latin1'))]).toEqual([-1, before]);
+    expect([memory.load(0x4000_0004, 4), w.mappings()]).toEqual([-1, before]);
   }));
 
   it('reaches memory that may shrink through its file: a truncated one is absent and nobody dies', () => inSocketWorld(async (w) => {
     const server = await w.serve({ ops: new SampleDevice(w.scheduler) });
     const client = await w.client(server);
     const ram = w.guestMemory(MIB, false);
-    const before = mappings('vfio-user-guest', readFileSync('/proc/self/maps', 'latin1'));
+    const before = w.mappings();
     await client.ok(CMD.DMA_MAP, dmaMap(0, MIB), [ram.descriptor]);
-    expect(mappings('vfio-user-guest', readFileSync('/proc/self/maps', 'latin1'))).toBe(before);
+    expect(w.mappings()).toBe(before);
     const { memory } = server.memory;
     expect([memory.store(0x8_0000, 4, 9), memory.load(0x8_0000, 4), ram.window.load(0x8_0000, 4)]).toEqual([true, 9, 9]);
     expect([memory.store64(16, 1, 2), memory.load64(16), memory.lo, memory.hi, memory.compareExchange64(16, 1, 2, 3, 4), memory.load(20, 4)]).toEqual([true, true, 1, 2, true, 4]);
@@ -138,7 +138,7 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     const server = await w.serve({ ops: new SampleDevice(w.scheduler) }, { limits: { maxDescriptors: 4 } });
     const client = await w.client(server);
     const ram = w.guestMemory(4096);
-    const before = openDescriptors();
+    const before = w.openDescriptors();
     expect(await client.errno(CMD.GET_INFO, infoRequest(16), [ram.descriptor])).toBe(0);
     expect(await client.errno(CMD.GET_INFO, infoRequest(16), Array.from({ length: 40 }, () => ram.descriptor))).toBe(EINVAL);
     expect(await client.errno(CMD.DMA_MAP, dmaMap(0, 4096), [ram.descriptor, ram.descriptor])).toBe(EINVAL);
@@ -146,7 +146,7 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     client.write(split.subarray(0, 20), [ram.descriptor]);
     client.write(split.subarray(20), [ram.descriptor]);
     expect((await client.ok(CMD.GET_INFO, infoRequest(16))).length).toBe(16);
-    expect(openDescriptors()).toEqual(before);
+    expect(w.openDescriptors()).toEqual(before);
   }));
 
   it('takes a message byte by byte, and ends a connection whose next message cannot be found', () => inSocketWorld(async (w) => {
@@ -183,7 +183,7 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     const device = new SampleDevice(w.scheduler);
     const server = await w.serve({ ops: device });
     const ram = w.guestMemory(MIB);
-    const before = openDescriptors();
+    const before = w.openDescriptors();
     for (let i = 0; i < 5; i++) {
       const client = await w.client(server);
       await client.ok(CMD.DMA_MAP, dmaMap(0, MIB), [ram.descriptor]);
@@ -196,7 +196,7 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
       await w.leave(client, server);
       event.close();
     }
-    expect([openDescriptors(), server.connections, device.opens, server.memory.regions.length]).toEqual([before, 5, 1, 0]);
+    expect([w.openDescriptors(), server.connections, device.opens, server.memory.regions.length]).toEqual([before, 5, 1, 0]);
   }));
 
   it('a second client waits until the first has left', () => inSocketWorld(async (w) => {
@@ -225,19 +225,19 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
 
   it('a server that stops closes its client, its socket and its device; another one takes its place', () => inSocketWorld(async (w) => {
     const device = new SampleDevice(w.scheduler);
-    const before = openDescriptors();
+    const before = w.openDescriptors();
     const server = await w.serve({ ops: device });
     const client = await w.client(server);
     await w.run(server.stop());
     await client.until(() => client.ended);
     client.close();
-    expect([device.opens, openDescriptors()]).toEqual([0, before]);
+    expect([device.opens, w.openDescriptors()]).toEqual([0, before]);
     const again = await w.serve({ ops: device }, { path: server.path });
     expect((await (await w.client(again)).ok(CMD.GET_INFO, infoRequest(16))).length).toBe(16);
   }));
 
   it('many devices live in one process', () => inSocketWorld(async (w) => {
-    const before = openDescriptors().length;
+    const before = w.openDescriptors().length;
     const ram = w.guestMemory(MIB);
     const served = [];
     for (let i = 0; i < 40; i++) {
@@ -254,7 +254,7 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     }
     for (const { client, server } of served) await w.leave(client, server);
     // one listening socket each, and the memory of the test
-    expect(openDescriptors().length).toBe(before + 40 + 1);
+    expect(w.openDescriptors().length).toBe(before + 40 + 1);
   }));
 
   it('a client that can use a second socket gets one for the server\'s messages', () => inSocketWorld(async (w) => {
