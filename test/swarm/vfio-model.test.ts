@@ -9,7 +9,7 @@ import type { PassthroughMachine } from './machine.js';
 import { idleMachine, Runner } from './runner.js';
 
 const NIGHTLY = process.env['VFIOSIM_NIGHTLY'] === '1';
-const SEQUENCES = NIGHTLY ? 60_000 : 1500;
+const SEQUENCES = NIGHTLY ? 60_000 : 2000;
 const LONG_MS = 1_800_000;
 
 const sequences = fc.array(call, { minLength: 1, maxLength: 60, size: 'max' });
@@ -25,12 +25,13 @@ function play(machine: PassthroughMachine, calls: readonly Call[]): void {
 describe('VFIO and mediated devices under random calls', () => {
   it('answer and look as their model does (7.5, 7.6, C1–C13, E27–E35)', () => {
     let machine: PassthroughMachine | undefined;
+    let played = 0;
     fc.assert(fc.property(sequences, (calls) => {
-      // a machine is as good as new when everybody has gone; after a disagreement nobody knows
+      // a machine is as good as new when everybody has gone, but for its logs; after a disagreement nobody knows
       const world = machine ?? idleMachine();
       machine = undefined;
       play(world, calls);
-      machine = world;
+      if (++played % 1000 !== 0) machine = world;
     }), { numRuns: SEQUENCES, ...(NIGHTLY ? {} : { seed: 7 }) });
   }, LONG_MS);
 

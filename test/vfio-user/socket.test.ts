@@ -199,6 +199,20 @@ describe.skipIf(unavailable !== undefined)(`a vfio-user server on a socket${unav
     expect([w.openDescriptors(), server.connections, device.opens, server.memory.regions.length]).toEqual([before, 5, 1, 0]);
   }));
 
+  it('defects are seen: a descriptor that stays open, memory that stays mapped', () => inSocketWorld(async (w) => {
+    const server = await w.serve({ ops: new SampleDevice(w.scheduler) }, { defects: new Set(['vfio-user.leak-descriptors', 'vfio-user.keep-windows']) });
+    const client = await w.client(server);
+    const ram = w.guestMemory(4096), event = w.eventFd();
+    const before = w.openDescriptors(), mapped = w.mappings();
+    await client.ok(CMD.DMA_MAP, dmaMap(0, 4096), [ram.descriptor]);
+    await client.ok(CMD.GET_INFO, infoRequest(16), [event.fd]);
+    await w.leave(client, server);
+    const left = w.openDescriptors().filter((one) => !before.includes(one));
+    expect([left.length, left[0]?.includes('eventfd'), w.mappings()]).toEqual([1, true, mapped + 1]);
+    server.memory.disconnect();
+    w.calls.close(Number(left[0]!.split(' ')[0]));
+  }));
+
   it('a second client waits until the first has left', () => inSocketWorld(async (w) => {
     const server = await w.serve({ ops: new SampleDevice(w.scheduler) });
     const first = await w.client(server);

@@ -5,7 +5,7 @@
  */
 import { PAGE_SIZE } from '../../sim/address.js';
 import { Errno } from '../../sim/errno.js';
-import { load32, store32 } from '../../sim/little-endian.js';
+import { load32 } from '../../sim/little-endian.js';
 import { checkPayload, load64, LOGGING_CONTROL_SIZE, LOGGING_RANGE_SIZE, LOGGING_REPORT_SIZE, store64 } from './protocol/records.js';
 
 /** Pages of one piece of the log. */
@@ -110,19 +110,7 @@ export class DirtyLog {
   }
 }
 
-/** The unused halves of a record's reserved word are nobody's business; a page size has one bit. */
+/** EINVAL not a power of two, or below 4 KiB. */
 function checkPageSize(value: number): void {
   if (value < PAGE_SIZE || !Number.isInteger(Math.log2(value))) throw new Errno('EINVAL', `${value} is no page size of at least ${PAGE_SIZE}`);
-}
-
-/** @internal bytes of a START request, for clients of tests and tools */
-export function encodeLoggingStart(pageSize: number, ranges: readonly { readonly iova: number; readonly length: number }[]): Uint8Array {
-  const data = new Uint8Array(LOGGING_CONTROL_SIZE + ranges.length * LOGGING_RANGE_SIZE);
-  store64(data, 0, pageSize);
-  store32(data, 8, ranges.length);
-  ranges.forEach(({ iova, length }, i) => {
-    store64(data, LOGGING_CONTROL_SIZE + i * LOGGING_RANGE_SIZE, iova);
-    store64(data, LOGGING_CONTROL_SIZE + i * LOGGING_RANGE_SIZE + 8, length);
-  });
-  return data;
 }

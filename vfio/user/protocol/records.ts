@@ -87,11 +87,8 @@ export const DMA_WRITE_REPLY_MIN_SIZE = 12;
 
 // --- DEVICE_GET_REGION_IO_FDS
 
-/** argsz, flags, index, count, each u32; sub-regions of 40 bytes follow. */
+/** argsz, flags, index, count, each u32; sub-regions would follow. */
 export const REGION_IO_FDS_SIZE = 16;
-export const SUB_REGION_SIZE = 40;
-export const IO_FD_TYPE_IOEVENTFD = 0;
-export const KVM_IOEVENTFD_FLAG_DATAMATCH = 1 << 0;
 
 // --- DEVICE_FEATURE's data for logging, which has its ranges and bits in the message
 
