@@ -6,7 +6,7 @@ import { InvalidInput, nearest } from './topology/problems.js';
 
 export interface Defect {
   /** Room whose code misbehaves. */
-  readonly room: 'host/mm' | 'host/pci' | 'iommu/core' | 'iommu/intel-vtd/driver' | 'iommu/intel-vtd/hardware' | 'vfio' | 'mdev' | 'devices/dsa' | 'devices/edu' | 'devices/mtty' | 'devices/nvme' | 'guest';
+  readonly room: 'host/mm' | 'host/pci' | 'iommu/core' | 'iommu/intel-vtd/driver' | 'iommu/intel-vtd/hardware' | 'vfio' | 'vfio/user' | 'mdev' | 'devices/dsa' | 'devices/edu' | 'devices/mtty' | 'devices/nvme' | 'guest';
   /** What breaks, in one sentence. */
   readonly breaks: string;
 }
@@ -123,6 +123,10 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
     'mtty.lose-dirty': 'The log of what the device writes stays empty.',
     'mtty.never-unpin': "Transfers keep their user's pages, also when told of an unmap.",
     'mtty.pin-leak': 'Each transfer leaves a page pinned.',
+  }),
+  ...of('vfio/user', {
+    'vfio-user.keep-windows': "A client's memory stays mapped after the client is gone.",
+    'vfio-user.leak-descriptors': 'Descriptors that a message brings and nobody takes stay open.',
   }),
   ...of('devices/nvme', {
     'nvme-driver.unmap-before-completion': 'The driver unmaps and unpins buffers while the controller works on them.',

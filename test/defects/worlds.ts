@@ -14,6 +14,8 @@ import { DSA_CMD } from '../../devices/dsa/spec/registers.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { Random } from '../../sim/random.js';
 import { BUFFER, NvmeWorld } from '../conformance/nvme-world.js';
+import { MemoryWorld } from '../vfio-user/memory-world.js';
+import { CMD, dmaMap, infoRequest } from '../vfio-user/wire.js';
 import { D, flAt, PAGE as MAPPED, TranslationWorld, US } from '../conformance/vtd-translation-world.js';
 import { DsaWorld } from '../fixtures/dsa-world.js';
 import { probeWorld, World, type Probe, type WorldOptions } from '../scenarios/world.js';
@@ -260,6 +262,20 @@ export const BEHAVIOUR = {
     clock.run();
     // 28 bits: 0x1000_1234 is 0x1234
     return memory.load(0x3000, 1) !== 0x77;
+  },
+
+  'vfio-user.keep-windows': (defect) => {
+    const world = new MemoryWorld({ defects: [...set(defect)] }).negotiate();
+    world.ok(CMD.DMA_MAP, dmaMap(0, 0x1000), [world.fd()]);
+    world.session.disconnected();
+    world.clock.run();
+    return world.memory.memory.has(0, 1);
+  },
+
+  'vfio-user.leak-descriptors': (defect) => {
+    const world = new MemoryWorld({ defects: [...set(defect)] }).negotiate();
+    world.errno(CMD.GET_INFO, infoRequest(16), [world.fd()]);
+    return world.table.open > 0;
   },
 
   'nvme.ready-clears-early': (defect) => {
