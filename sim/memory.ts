@@ -40,7 +40,7 @@ export interface MemoryRange {
 }
 
 /** Arenas are fixed so that addresses map to them by a shift; the host commits their pages on first touch. */
-const ARENA_SHIFT = 28;
+const ARENA_SHIFT = 26;
 const ARENA_SIZE = 2 ** ARENA_SHIFT;
 const ARENA_MASK = ARENA_SIZE - 1;
 /**

@@ -212,9 +212,16 @@ export class Domains {
     for (const { device, bonds } of group.devices) {
       if (bonds > 0) throw new Errno('EBUSY', `${device.name} is bound to ${bonds} address spaces`);
     }
-    yield* this.moveGroup(group, undefined);
+    // owned before the first sleep: a kernel driver that comes meanwhile takes no lock
     group.owner = owner;
     group.ownerCount = 1;
+    try {
+      yield* this.moveGroup(group, undefined);
+    } catch (error) {
+      group.owner = undefined;
+      group.ownerCount = 0;
+      throw error;
+    }
   }
 
   /** See IommuCore.releaseDmaOwner. */

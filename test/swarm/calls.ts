@@ -9,7 +9,7 @@ import type { Steps } from '../../sim/task.js';
 import type { Model, Spoilt } from './model/model.js';
 import { ModelContainer, ModelDevice, ModelGroup, type ModelFile, type ModelFunction, type ModelParent, type ModelProcess } from './model/state.js';
 import type { MapRequest } from './model/type1.js';
-import { uuidOf, type Program, type Runner } from './runner.js';
+import { now, uuidOf, type Program, type Runner } from './runner.js';
 
 export const KINDS = [
   'use', 'use', 'use', 'use', 'use mdev', 'use mdev', 'use mdev', 'map some', 'map some', 'map some', 'map some', 'share',
@@ -189,16 +189,12 @@ export class Caller {
   }
 
   private openContainer(process: ModelProcess): void {
-    this.runner.call(`${process.name}: open container`, () => this.model.openContainer(process), function* (this: Caller) {
-      return this.program(process).client.openContainer().fd;
-    }.bind(this));
+    this.runner.call(`${process.name}: open container`, () => this.model.openContainer(process), () => now(() => this.program(process).client.openContainer().fd));
   }
 
   private openGroup(process: ModelProcess, group: ModelGroup | undefined): void {
     const id = group === undefined ? 999 : this.runner.groupId(group);
-    this.runner.call(`${process.name}: open group ${group?.name ?? id}`, () => this.model.openGroup(process, group), function* (this: Caller) {
-      return this.program(process).client.openGroup(id).fd;
-    }.bind(this));
+    this.runner.call(`${process.name}: open group ${group?.name ?? id}`, () => this.model.openGroup(process, group), () => now(() => this.program(process).client.openGroup(id).fd));
   }
 
   private close(process: ModelProcess, fd: number): void {
@@ -366,9 +362,7 @@ export class Caller {
     this.runner.call(`driver of ${mdev.uuid.slice(-1)}: unpin ${page}`, () => {
       this.model.rules.unpin(mdev.device.group.container!, mdev, page);
       return { value: 1 };
-    }, function* () {
-      return real.unpin([page * 4096]);
-    });
+    }, () => now(() => real.unpin([page * 4096])));
   }
 
   // --- an administrator's calls --------------------------------------------------------------------------------------
@@ -426,9 +420,7 @@ export class Caller {
     const parent = this.model.state.parents.find(({ facts }) => facts.name === 'vendor')!;
     const { mdevs, parents } = this.runner.machine;
     if (comes) {
-      this.runner.call('register vendor', () => this.model.registerParent(parent), function* () {
-        mdevs.registerParent(parents.vendor.device, parents.vendor);
-      });
+      this.runner.call('register vendor', () => this.model.registerParent(parent), () => now(() => mdevs.registerParent(parents.vendor.device, parents.vendor)));
     } else {
       this.runner.call('unregister vendor', () => this.model.unregisterParent(parent), () => mdevs.unregisterParent(parents.vendor.device));
     }

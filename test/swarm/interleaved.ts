@@ -24,6 +24,7 @@ const THREADS = 3;
 const CALLS = 14;
 const MINUTE_NS = 60_000_000_000;
 const VFIO_FUNCTIONS = ['0000:00:01.0', '0000:00:02.0', '0000:00:02.1', '0000:00:04.0', '0000:00:07.0'];
+const PLUGGABLE = ['0000:00:01.0', '0000:00:03.0', '0000:00:04.0', '0000:00:07.0'];
 const PARENTS = { '0000:00:03.0': 'aux', '0000:00:05.0': 'plain' } as const;
 
 /** Calls of threads; those that come often stand often. */
@@ -43,12 +44,12 @@ interface Program {
 export interface InterleavedReport {
   /** What must not be, in words. */
   readonly wrong: readonly string[];
-  readonly counts: { calls: number; refused: number; dmas: number; reached: number; killed: number; checked: number };
+  readonly counts: { calls: number; refused: number; dmas: number; reached: number; killed: number; plugged: number; checked: number };
 }
 
 export class Interleaved {
   readonly machine: PassthroughMachine;
-  readonly counts = { calls: 0, refused: 0, dmas: 0, reached: 0, killed: 0, checked: 0 };
+  readonly counts = { calls: 0, refused: 0, dmas: 0, reached: 0, killed: 0, plugged: 0, checked: 0 };
   private readonly wrong: string[] = [];
   private readonly random: Random;
   private readonly checkers: CheckerSet;
@@ -69,7 +70,7 @@ export class Interleaved {
       const atc = new Atc({ entries: 64 });
       this.atcs.set(bdf, atc);
       // what a reset forgets, a completion does not bring back: this device asks anew each time
-      fn.listen((change) => { if (change === 'reset' || (change === 'ats' && !fn.atsEnabled)) atc.clear(); });
+      fn.listen((change) => { if (change === 'reset' || change === 'removed' || (change === 'ats' && !fn.atsEnabled)) atc.clear(); });
       machine.clients.set(bdf, {
         invalidate: (tag, page, pages, pasid, global) => {
           atc.invalidate(page, pages, pasid, global);
@@ -86,7 +87,7 @@ export class Interleaved {
       machine.run(this.base());
       for (const parent of Object.values(parents)) parent.pause = () => sleep(clock, random.below(3_000));
       for (let i = 0; i < 3; i++) this.start();
-      for (const [name, steps] of [['drivers', this.drivers()], ['mediated devices', this.mediated()], ['parent', this.vendorParent()], ['vendor', this.vendor()]] as const) scheduler.spawn(name, this.watched(name, steps));
+      for (const [name, steps] of [['drivers', this.drivers()], ['mediated devices', this.mediated()], ['parent', this.vendorParent()], ['vendor', this.vendor()], ['slots', this.slots()]] as const) scheduler.spawn(name, this.watched(name, steps));
       if (clock.run({ untilNs: clock.now + MINUTE_NS }) !== 'idle') this.say('the machine does not come to rest');
       this.wrong.push(...scheduler.deadlockReport());
       for (const parent of Object.values(parents)) parent.pause = undefined;
@@ -306,6 +307,20 @@ export class Interleaved {
     }
   }
 
+  /** Functions are pulled out while they are in use, and come back. */
+  private *slots(): Steps {
+    const { random, machine } = this;
+    for (let i = random.below(3); i > 0; i--) {
+      yield* sleep(machine.clock, random.below(300_000_000));
+      const bdf = random.pick(PLUGGABLE);
+      this.burst();
+      yield* this.watched('unplug', machine.unplug(bdf));
+      yield* this.pause();
+      yield* this.watched('plug', machine.plug(bdf));
+      this.counts.plugged++;
+    }
+  }
+
   private *vendorParent(): Steps {
     const { machine } = this;
     const { mdevs, parents } = machine;
@@ -322,7 +337,7 @@ export class Interleaved {
     const { random, machine } = this;
     for (let i = 0; i < 60; i++) {
       yield* this.pause();
-      for (const device of [...machine.parents.vendor.live.values()]) {
+      for (const device of machine.parents.vendor.live.values()) {
         if (!device.opened) continue;
         if (random.chance(0.3) && device.pins.size > 0) device.unpin([random.pick([...device.pins.keys()])]);
         else yield* this.watched('vendor', device.pin(Array.from({ length: random.between(1, 3) }, () => random.below(16) * 4096), random.pick([1, 3])));

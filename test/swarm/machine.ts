@@ -27,6 +27,7 @@ import { Fabric } from '../../host/pci/hardware/fabric.js';
 import { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import { RootComplex } from '../../host/pci/hardware/root-complex.js';
 import { BarWindow, PciCore, PciDrivers, SegmentAccess, type PciFunctionDevice } from '../../host/pci/kernel/index.js';
+import type { PciBus } from '../../host/pci/hardware/pci-node.js';
 import type { PciDriver } from '../../host/pci/kernel/drivers.js';
 import type { PciDevice } from '../../host/pci/kernel/pci-device.js';
 import { PCI_EXP_TYPE_RC_END } from '../../host/pci/spec/index.js';
@@ -103,6 +104,7 @@ export class PassthroughMachine extends TaskWorld {
   readonly ram: Ram;
   readonly frames: FrameAllocator;
   readonly fabric: Fabric;
+  readonly complex: RootComplex;
   readonly functions = new Map<string, PciFunction>();
   readonly core: IommuCore;
   readonly units: VtdUnit[] = [];
@@ -120,6 +122,7 @@ export class PassthroughMachine extends TaskWorld {
   private readonly credentials = new Map<Process, Credentials>();
   private readonly iommus: IntelIommu[] = [];
   private readonly devices = new Map<string, PciFunctionDevice>();
+  private readonly root: PciBus;
   private nextPid = 100;
 
   constructor(options: MachineOptions = {}) {
@@ -137,8 +140,8 @@ export class PassthroughMachine extends TaskWorld {
     const interrupts = new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'interrupts'));
     const fabric = (this.fabric = new Fabric({ clock, timing, memory: ram, bus, interrupts, interruptWindow: X86_INTERRUPT_WINDOW, trace }));
     fabric.watchDma = options.watchDma ?? false;
-    const complex = new RootComplex({ fabric });
-    const root = complex.addRootBus(0);
+    const complex = (this.complex = new RootComplex({ fabric }));
+    const root = (this.root = complex.addRootBus(0));
     for (const [bdf, { devfn, flr }] of Object.entries(FUNCTIONS)) {
       const fn = new PciFunction({ ...IDLE, ...TRANSLATING, name: bdf, flr, siov: true, deviceType: PCI_EXP_TYPE_RC_END, defects, client: this.client(bdf) });
       complex.insert(root, devfn, fn);
@@ -191,9 +194,9 @@ export class PassthroughMachine extends TaskWorld {
     const instances = options.instances ?? 3;
     const { vfio } = this;
     this.parents = {
-      aux: new SwarmParent({ device: this.device(AUX_PARENT), driver: 'aux', vfio, instances, hotUnplug: true, iommuDevice: this.device(AUX_PARENT), pins: false }),
-      plain: new SwarmParent({ device: this.device(PLAIN_PARENT), driver: 'plain', vfio, instances, hotUnplug: false, iommuDevice: this.device(PLAIN_PARENT), pins: false }),
-      vendor: new SwarmParent({ device: { name: 'vendor' }, driver: 'vendor', vfio, instances, hotUnplug: false, iommuDevice: undefined, pins: true }),
+      aux: new SwarmParent({ device: this.device(AUX_PARENT), driver: 'aux', vfio, instances, hotUnplug: true, isolated: true, pins: false }),
+      plain: new SwarmParent({ device: this.device(PLAIN_PARENT), driver: 'plain', vfio, instances, hotUnplug: false, isolated: true, pins: false }),
+      vendor: new SwarmParent({ device: { name: 'vendor' }, driver: 'vendor', vfio, instances, hotUnplug: false, isolated: false, pins: true }),
     };
     for (const driver of [this.vfioPci, hostDriver(), this.parentDriver(this.parents.aux, true), this.parentDriver(this.parents.plain, false)]) this.run(drivers.registerDriver(driver));
   }
@@ -228,6 +231,7 @@ export class PassthroughMachine extends TaskWorld {
       *probe(device: PciDevice) {
         if (aux) yield* core.devEnableFeature(device, 'AUX');
         device.setMaster(true);
+        parent.device = device;
         mdevs.registerParent(device, parent);
       },
       *remove(device: PciDevice) {
@@ -236,6 +240,21 @@ export class PassthroughMachine extends TaskWorld {
         if (aux && core.devFeatureEnabled(device, 'AUX')) yield* core.devDisableFeature(device, 'AUX');
       },
     };
+  }
+
+  /** The function is pulled out, without a word to the kernel before; its users are waited for. */
+  *unplug(bdf: string): Steps {
+    this.complex.remove(this.functions.get(bdf)!, { surprise: true });
+    yield* this.pci.removeAbsent();
+  }
+
+  /** It is plugged in again, where it was. */
+  *plug(bdf: string): Steps {
+    const fn = this.functions.get(bdf)!;
+    if (fn.bus !== undefined) return;
+    this.complex.insert(this.root, FUNCTIONS[bdf]!.devfn, fn);
+    yield* this.pci.rescan();
+    this.devices.set(bdf, this.pci.find(bdf)!);
   }
 
   /** The kernel's side of a function. */

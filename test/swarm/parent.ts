@@ -13,13 +13,15 @@ export interface SwarmParentOptions {
   /** Type `1` takes one, type `2` two. */
   readonly instances: number;
   readonly hotUnplug: boolean;
-  readonly iommuDevice: Device | undefined;
+  /** Mediated devices' requests are the parent's (Y1). */
+  readonly isolated: boolean;
   /** Its devices listen to unmaps while they are open, as those do that pin. */
   readonly pins: boolean;
 }
 
 export class SwarmParent implements MdevParentOps {
-  readonly device: Device;
+  /** Another one after its function was plugged in again. */
+  device: Device;
   readonly driver: string;
   readonly hotUnplug: boolean;
   readonly types: readonly MdevType[];
@@ -53,8 +55,7 @@ export class SwarmParent implements MdevParentOps {
     }
     const ops = new SwarmMdev(mdev, this);
     this.live.set(mdev.uuid, ops);
-    const { iommuDevice } = this.options;
-    return { ops, ...(iommuDevice === undefined ? {} : { iommuDevice }) };
+    return { ops, ...(this.options.isolated ? { iommuDevice: this.device } : {}) };
   }
 
   *remove(mdev: MdevHandle): Steps {

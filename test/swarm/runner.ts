@@ -7,7 +7,7 @@ import type { Steps, Task } from '../../sim/task.js';
 import { DMA_DONE, DMA_REVOKED, NO_PASID } from '../../host/pci/dma-port.js';
 import type { Process } from '../../host/process.js';
 import type { VfioClient } from '../../vfio/client/index.js';
-import { DeviceFile } from '../../vfio/core/index.js';
+import type { DeviceFile } from '../../vfio/core/index.js';
 import { PCI_CONFIG_REGION, REGION_STRIDE } from '../../vfio/device.js';
 import { PassthroughMachine } from './machine.js';
 import { ARENA_PAGES, DMA_ENTRIES, INSTANCES, READABLE_PAGES, WRITABLE_PAGES } from './model/facts.js';
@@ -304,14 +304,17 @@ export class Runner {
     const { process: real } = this.programs.get(process)!;
     this.call(`${process.name}: bus mastering of ${fn.facts.bdf} on`, () => {
       fn.master = true;
-      return { value: 0 };
-    }, function* () {
-      (real.file(fd) as DeviceFile).write(PCI_CONFIG_REGION * REGION_STRIDE + 4, Uint8Array.of(4, 0));
-    });
+      return { value: 2 };
+    }, () => now(() => (real.file(fd) as DeviceFile).write(PCI_CONFIG_REGION * REGION_STRIDE + 4, Uint8Array.of(4, 0))));
   }
 }
 
-// oxlint-disable-next-line require-yield -- steps may be none
+/** Steps of what does not sleep. */
+// oxlint-disable-next-line require-yield -- nothing to wait for
+export function* now<T>(act: () => T): Steps<T> {
+  return act();
+}
+
 function* calling(steps: () => Steps<number | void>): Steps<number | undefined> {
   return (yield* steps()) ?? undefined;
 }

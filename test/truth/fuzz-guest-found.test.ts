@@ -3,37 +3,18 @@
  */
 import { describe, expect, it } from 'vitest';
 import { EventFd } from '../../host/eventfd.js';
-import type { Process } from '../../host/process.js';
 import type { Steps } from '../../sim/task.js';
 import { isErrno } from '../../sim/errno.js';
-import { VfioClient, type ContainerHandle, type DeviceHandle, type GroupHandle } from '../../vfio/client/index.js';
+import { VfioClient } from '../../vfio/client/index.js';
 import { PCI_CONFIG_REGION, PCI_INTX_IRQ } from '../../vfio/device.js';
+import type { MigrationDataFile } from '../../vfio/migration/data-file.js';
 import * as uapi from '../../vfio/uapi/index.js';
 import { OPCODE } from '../../devices/dsa/spec/descriptor.js';
 import { encodeDescriptor } from '../../devices/dsa/spec/encode.js';
 import { DSA_CMD } from '../../devices/dsa/spec/registers.js';
 import { DsaWorld } from '../fixtures/dsa-world.js';
 import { VfioPciWorld } from '../fixtures/vfio-pci-world.js';
-import { HostileMachine, type Loot } from './hostile-machine.js';
-
-interface Held {
-  readonly process: Process;
-  readonly client: VfioClient;
-  readonly container: ContainerHandle;
-  readonly group: GroupHandle;
-  readonly device: DeviceHandle;
-}
-
-/** A process that has a device open. */
-function holding(machine: HostileMachine, what: Loot, name = 'user'): Held {
-  const process = machine.machine.scenario.world.newProcess(name);
-  const client = new VfioClient(machine.host.passthrough.vfio, process);
-  const { group: id, name: deviceName } = machine.loot().find(({ loot }) => loot === what)!;
-  const container = client.openContainer(), group = client.openGroup(id);
-  machine.run(group.setContainer(container));
-  machine.run(container.setIommu('type1v2'));
-  return { process, client, container, group, device: machine.run(group.getDevice(deviceName)) };
-}
+import { HostileMachine } from './hostile-machine.js';
 
 function errno(run: () => unknown): string {
   try {
@@ -89,7 +70,7 @@ describe('descriptors', () => {
 describe('migration', () => {
   it('logs a range of the whole address space without room for all of it', () => {
     const machine = new HostileMachine(0, 'found');
-    const { device, process } = holding(machine, 'tty');
+    const { device, process } = machine.holding('tty');
     const { migration } = device;
     expect(errno(() => machine.run(migration.startLogging([{ iova: 0, sizeBytes: 2 ** 52 }])))).toBe('ok');
     expect(machine.run(migration.report(0, 0x10_0000))).toEqual(new Uint8Array(32));
@@ -101,9 +82,26 @@ describe('migration', () => {
     machine.finish();
   });
 
+  it('takes no state of a transfer that the card would never have begun', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { device, process } = machine.holding('tty');
+    const saving = machine.run(device.migration.setState(uapi.VFIO_DEVICE_STATE_STOP_COPY))!;
+    const state = new Uint8Array(4096);
+    const length = machine.run((process.file(saving) as MigrationDataFile).read(state));
+    machine.run(device.reset());
+    // lengths and status of the first port's DMA: 2 MiB, busy
+    const port = 24 + 256;
+    for (const [at, value] of [[48, 2 ** 21], [52, 2 ** 21], [56, 1]] as const) new DataView(state.buffer).setUint32(port + at, value, true);
+    const resuming = machine.run(device.migration.setState(uapi.VFIO_DEVICE_STATE_RESUMING))!;
+    machine.run((process.file(resuming) as MigrationDataFile).write(state.subarray(0, length)));
+    expect(errno(() => machine.run(device.migration.setState(uapi.VFIO_DEVICE_STATE_STOP)))).toBe('EINVAL');
+    machine.run(process.exit());
+    machine.finish();
+  });
+
   it('gives the data descriptor back when its number does not reach the caller', () => {
     const machine = new HostileMachine(0, 'found');
-    const { device, process } = holding(machine, 'tty');
+    const { device, process } = machine.holding('tty');
     const page = machine.run(process.mm.mmap(4096));
     machine.run(process.mm.write(page, uapi.bytesOf(uapi.concatWords(
       uapi.DEVICE_FEATURE.encode({ argsz: 16, flags: uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | uapi.VFIO_DEVICE_FEATURE_SET }),
@@ -120,7 +118,7 @@ describe('migration', () => {
 describe('eventfds', () => {
   it('lets one eventfd be an interrupt and its own unmasking, as a storm that time passes in', () => {
     const machine = new HostileMachine(0, 'found');
-    const { device, process } = holding(machine, 'edu0');
+    const { device, process } = machine.holding('edu0');
     const eventfd = new EventFd(machine.host.scheduler);
     const fd = process.open(eventfd);
     device.writeValue(PCI_CONFIG_REGION, 4, 2, 2);
@@ -156,7 +154,7 @@ describe('eventfds', () => {
 describe('containers', () => {
   it('counts the memory of dirty bitmaps: mappings of the whole address space are refused a log', () => {
     const machine = new HostileMachine(0, 'found');
-    const { container, process } = holding(machine, 'tty');
+    const { container, process } = machine.holding('tty');
     for (let i = 0; i < 8; i++) machine.run(container.mapDma({ iova: i * 2 ** 42, vaddr: 0, sizeBytes: 2 ** 42 }));
     expect(errno(() => machine.run(container.startDirtyTracking()))).toBe('ENOMEM');
     machine.run(container.unmapDma(0, 0, { all: true }));

@@ -12,11 +12,11 @@ import { HostileMachine, LOOT, type Loot } from './hostile-machine.js';
 const NIGHTLY = process.env['VFIOSIM_NIGHTLY'] === '1';
 const FIRST = Number(process.env['FIRST'] ?? 0);
 const WORLDS = Number(process.env['WORLDS'] ?? (NIGHTLY ? 150 : 5));
-const KILLS = NIGHTLY ? 400 : 12;
+const KILLS = Number(process.env['KILLS'] ?? (NIGHTLY ? 400 : 12));
 const STEPS = NIGHTLY ? 1500 : 300;
 
 function attack(seed: number, targets: readonly Loot[], steps: number): void {
-  const machine = new HostileMachine(seed, `guest ${targets.join(' ')}`);
+  const machine = new HostileMachine(seed, `guest ${targets.join(' ')}`, { forging: seed % 4 === 3 });
   const { random } = machine;
   const before = machine.look();
   const config = machine.hostConfig();

@@ -220,8 +220,9 @@ export class HostileGuest {
     view.setUint32(4, (0xc | (random.chance(0.4) ? 2 : 0) | (random.chance(0.4) ? 0x10 : 0) | (random.chance(0.1) ? random.below(0x10_0000) << 4 : 0) | (opcode << 24)) >>> 0, true);
     view.setBigUint64(8, random.chance(0.9) ? this.address() & ~31n : this.address(), true);
     view.setBigUint64(16, opcode === 1 ? (random.chance(0.8) ? 0xe0_0000n : this.address()) & ~63n : this.address(), true);
-    view.setBigUint64(24, this.address(), true);
-    view.setUint32(32, opcode === 1 ? random.below(40) : random.chance(0.9) ? random.below(0x4000) : random.u32(), true);
+    const forged = random.chance(0.08);
+    view.setBigUint64(24, forged ? 0xfee0_0000n + BigInt(random.below(0x100) * 0x1000) : this.address(), true);
+    view.setUint32(32, forged ? 4 : opcode === 1 ? random.below(40) : random.chance(0.9) ? random.below(0x4000) : random.u32(), true);
     view.setUint16(36, random.chance(0.8) ? random.below(12) : random.below(0x1_0000), true);
     if (opcode === 9 || opcode === 0x10) view.setBigUint64(40, this.address(), true);
     return bytes;

@@ -12,10 +12,11 @@ import type { PciFunctionDevice } from '../../host/pci/kernel/index.js';
 import { EventFd } from '../../host/eventfd.js';
 import { PCI_CAP_ID_EXP, PCI_CAP_ID_MSI, PCI_CAP_ID_MSIX, PCI_CAP_ID_PM, PCI_EXT_CAP_ID_PRI, PCI_PRI_ALLOC_REQ } from '../../host/pci/spec/index.js';
 import type { AccessSize } from '../../sim/mmio.js';
+import type { Process } from '../../host/process.js';
 import { isErrno } from '../../sim/errno.js';
 import { Random } from '../../sim/random.js';
 import { sleep, type Scheduler, type Steps } from '../../sim/task.js';
-import { VfioClient } from '../../vfio/client/index.js';
+import { VfioClient, type ContainerHandle, type DeviceHandle, type GroupHandle } from '../../vfio/client/index.js';
 import { PCI_CONFIG_REGION, PCI_NUM_REGIONS, REGION_INFO_READ } from '../../vfio/device.js';
 
 type Guests = NonNullable<TopologyInput['guests']>;
@@ -47,13 +48,14 @@ function copying(devices: readonly string[], rounds: number, seed: number, open:
   ]);
 }
 
-function topology(): TopologyInput {
+/** @param forging interrupts are not remapped: any device can send any */
+function topology(forging: boolean): TopologyInput {
   const mdev = (name: string, parent: string, mdev_type: string): NonNullable<TopologyInput['mdevs']>[number] => ({ uuid: UUIDS[name]!, name, parent, mdev_type });
   const loot: Guests[number]['devices'] = [{ mdev: 'mine' }, { mdev: 'place' }, { host: 'dsa1' }, { host: 'edu0' }, { mdev: 'tty' }];
   return {
     version: 1, name: 'hostile',
     host: {
-      memory: '256MiB', iommu: { model: 'intel-vtd' },
+      memory: '256MiB', iommu: { model: 'intel-vtd', 'interrupt-remapping': !forging }, kernel: { 'allow-unsafe-interrupts': forging },
       devices: [
         {
           model: 'dsa', name: 'dsa0', bdf: '0000:6a:01.0', engines: 4, 'mdev-slots': 4,
@@ -82,8 +84,17 @@ function topology(): TopologyInput {
       },
     ],
     processes: [{ name: 'native', steps: copying(['dsa0'], ROUNDS, 9, (device) => ({ open: { device, queue: 'native' } })) }],
-    limits: { events: 20_000_000, time: '1000s' },
+    limits: { events: 50_000_000, time: '1000000s' },
   };
+}
+
+/** A process that has a device open. */
+export interface Held {
+  readonly process: Process;
+  readonly client: VfioClient;
+  readonly container: ContainerHandle;
+  readonly group: GroupHandle;
+  readonly device: DeviceHandle;
 }
 
 /** What a user finds in a device: configuration space, BARs that can be read, interrupts that are pending. */
@@ -94,9 +105,9 @@ export class HostileMachine {
   readonly random: Random;
   private lookers = 0;
 
-  constructor(seed: number, label: string) {
+  constructor(seed: number, label: string, options: { readonly forging?: boolean } = {}) {
     this.random = new Random(0).split(`${label} ${seed}`);
-    this.machine = createMachineSync(topology(), { seed: seed + 1, traceRecords: 1 << 12 });
+    this.machine = createMachineSync(topology(options.forging ?? false), { seed: seed + 1, traceRecords: 1 << 12 });
     this.machine.boot();
   }
 
@@ -164,6 +175,17 @@ export class HostileMachine {
       const mdev = UUIDS[loot] === undefined ? undefined : passthrough.mdevs.find(UUIDS[loot])!;
       return mdev === undefined ? { loot, group: pci.groupOf(this.pci(loot)).id, name: this.pci(loot).name } : { loot, group: mdev.group!, name: mdev.uuid };
     });
+  }
+
+  /** A process that opens a device as its user does. */
+  holding(what: Loot): Held {
+    const process = this.machine.scenario.world.newProcess(`holder${this.lookers++}`);
+    const client = new VfioClient(this.host.passthrough.vfio, process);
+    const { group: id, name } = this.loot().find(({ loot }) => loot === what)!;
+    const container = client.openContainer(), group = client.openGroup(id);
+    this.run(group.setContainer(container));
+    this.run(container.setIommu('type1v2'));
+    return { process, client, container, group, device: this.run(group.getDevice(name)) };
   }
 
   /** Opens every device as a user does and reads what is there. Interrupts are wired so that what is pending comes. */

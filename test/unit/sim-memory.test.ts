@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import fc from 'fast-check';
 import { Ram } from '../../sim/memory.js';
 
-const ARENA = 2 ** 28;
+const ARENA = 2 ** 26;
 
 describe('Ram', () => {
   it('is little-endian and zero until written', () => {

@@ -29,7 +29,7 @@ describe('topology files', () => {
     ['a PASID width of 21', 'version: 1\nhost:\n  iommu: { model: intel-vtd, pasid-bits: 21 }\n', ['t.yaml:3:42: host.iommu.pasid-bits: 21 is too large; allowed: at most 20']],
     ['PRI without ATS', DEVICE(', ats: false'), ['t.yaml:5:7: host.devices[0].pri: page requests (PRI) need ats: true']],
     ['a duplicate BDF', `${DEVICE('')}    - { model: edu, name: edu0, bdf: "0000:6a:01.0" }\n`, ['t.yaml:6:38: host.devices[1].bdf: "0000:6a:01.0" is taken by host.devices[0]']],
-    ['an unknown model', 'version: 1\nhost: { devices: [{ model: dsb, name: x, bdf: "6a:01.0" }] }\n', ['t.yaml:2:28: host.devices[0].model: unknown value "dsb"; did you mean "dsa"? Allowed: dsa, edu']],
+    ['an unknown model', 'version: 1\nhost: { devices: [{ model: dsb, name: x, bdf: "6a:01.0" }] }\n', ['t.yaml:2:28: host.devices[0].model: unknown value "dsb"; did you mean "dsa"? Allowed: dsa, edu, nvme']],
     ['memory beyond the address width', 'version: 1\nhost: { memory: 32GiB, iommu: { model: intel-vtd, haw: 34 } }\n', ["t.yaml:2:17: host.memory: lies beyond the IOMMU's host address width (haw) of 34 bits"]],
     ['a buffer range beyond its buffer', 'version: 1\nprocesses:\n  - name: p\n    steps:\n      - malloc: { name: b, size: 4KiB }\n      - touch: { buffer: { buffer: b, offset: 4KiB, size: 1 } }\n', ['t.yaml:6:26: processes[0].steps[1].touch.buffer: bytes 4096 to 4097 lie outside "b", which has 4096']],
     ['YAML that does not parse', 'version: 1\nhost: {memory: 1GiB\n', ['t.yaml:3:1: YAML: Flow map in block collection must be sufficiently indented and end with a }']],

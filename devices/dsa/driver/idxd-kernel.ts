@@ -23,6 +23,13 @@ export class PendingDescriptor {
   record: CompletionRecord | undefined;
   /** The queue went away first. */
   failed = false;
+  /** @internal its own, so that a completion wakes nobody else */
+  readonly waiters: WaitQueue;
+
+  /** @internal */
+  constructor(waiters: WaitQueue) {
+    this.waiters = waiters;
+  }
 
   get ended(): boolean {
     return this.failed || this.record !== undefined;
@@ -34,11 +41,12 @@ export class KernelQueue {
   retries = 0;
   private readonly device: IdxdDevice;
   private readonly wq: IdxdWq;
-  /** For the end of a descriptor: as many as there are slots. */
-  private readonly ended: WaitQueue;
+  /** Have a record, and their interrupt is still under way. */
+  private harvested: PendingDescriptor[] = [];
   /** For a free slot, one woken for each: there may be thousands. */
   private readonly vacant: WaitQueue;
   private readonly idle: WaitQueue;
+  private readonly name: string;
   /** By slot: a completion record and who waits for it. */
   private readonly slots: (PendingDescriptor | undefined)[];
   /** Callers that are between `post` and the end of their wait. */
@@ -54,7 +62,7 @@ export class KernelQueue {
     this.wq = wq;
     this.slots = Array.from({ length: wq.options.size }, () => undefined);
     const { scheduler } = device.services, name = `${device.pci.name} ${wq.options.name}`;
-    this.ended = new WaitQueue(scheduler, `descriptors of ${name}`);
+    this.name = name;
     this.vacant = new WaitQueue(scheduler, `room in ${name}`);
     this.idle = new WaitQueue(scheduler, `callers of ${name}`);
     this.portal = (wq.index * PORTALS_PER_WQ + PORTAL_LIMITED) * PORTAL_SIZE;
@@ -87,14 +95,21 @@ export class KernelQueue {
       if (pending === undefined) continue;
       pending.failed = true;
       this.slots[slot] = undefined;
+      pending.waiters.wakeAll();
     }
-    this.ended.wakeAll();
+    this.wakeHarvested();
     this.vacant.wakeAll();
   }
 
   interrupt(): void {
     this.harvest();
-    this.ended.wakeAll();
+    this.wakeHarvested();
+  }
+
+  private wakeHarvested(): void {
+    const { harvested } = this;
+    this.harvested = [];
+    for (const pending of harvested) pending.waiters.wakeAll();
   }
 
   private leave(): void {
@@ -141,7 +156,7 @@ export class KernelQueue {
       yield* this.vacant.until(() => this.stopping || this.room);
       if (this.stopping) throw this.gone();
       const slot = this.slots.indexOf(undefined);
-      const pending = (this.slots[slot] = new PendingDescriptor());
+      const pending = (this.slots[slot] = new PendingDescriptor(new WaitQueue(this.device.services.scheduler, `descriptors of ${this.name}`)));
       memory.fill(this.records!.physical + slot * COMPLETION_SIZE, 0, COMPLETION_SIZE);
       let accepted = false;
       try {
@@ -164,7 +179,7 @@ export class KernelQueue {
   *wait(pending: PendingDescriptor): Steps<CompletionRecord> {
     this.callers++;
     try {
-      yield* this.ended.until(() => pending.ended);
+      yield* pending.waiters.until(() => pending.ended);
       if (pending.record === undefined) throw this.gone();
       return pending.record;
     } finally {
@@ -240,6 +255,7 @@ export class KernelQueue {
       memory.read(at, this.bytes, 0, COMPLETION_SIZE);
       pending.record = decodeCompletion(this.bytes);
       this.slots[slot] = undefined;
+      this.harvested.push(pending);
       this.vacant.wakeOne();
     }
   }

@@ -83,18 +83,20 @@ export class Engines {
     this.completeOnAbort = options.defects.has('dsa.ignore-abort');
   }
 
-  /** Starts idle slots of the group for waiting descriptors. */
+  /** Starts idle slots of the group, one for each waiting descriptor. */
   kick(group: Group): void {
     let waiting = 0;
     for (const queue of group.queues) waiting += queue.occupancy;
-    while (waiting-- > 0 && group.active < group.slots) {
+    while (waiting > group.starting && group.active < group.slots) {
       group.active++;
+      group.starting++;
       const slot = this.freeSlots.pop() ?? new Slot(this.slotCount++, this.options.owner.newAccess());
       this.options.scheduler.spawn(`${this.options.name} slot ${slot.index}`, this.work(group, slot), { daemon: true });
     }
   }
 
   private *work(group: Group, slot: Slot): Steps {
+    group.starting--;
     try {
       for (let job = group.take(); job !== undefined; job = group.take()) {
         yield* this.process(job, slot, group.engines[slot.index % group.engines.length]!);

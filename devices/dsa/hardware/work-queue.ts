@@ -93,6 +93,8 @@ export class Group {
   /** Descriptors that may be in progress at once. */
   readonly slots: number;
   active = 0;
+  /** Of these, slots that have not looked for a descriptor yet. */
+  starting = 0;
   private next = 0;
 
   constructor(index: number, queues: readonly WorkQueue[], engines: readonly number[], descriptorsPerEngine: number) {

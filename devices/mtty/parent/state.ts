@@ -7,7 +7,7 @@
 import { Errno } from '../../../sim/errno.js';
 import { bit, bits, struct } from '../../../sim/layout.js';
 import { bytesOf, u16, u32, u64, u8, wordsOfBytes } from '../../../vfio/uapi/fields.js';
-import { MTTY_CONFIG_SIZE, UART_FIFO_SIZE } from '../spec/registers.js';
+import { DMA_MAX_LENGTH, DMA_STATUS_BUSY, MTTY_CONFIG_SIZE, UART_FIFO_SIZE } from '../spec/registers.js';
 import type { DmaState } from './dma-engine.js';
 import type { UartState } from './uart.js';
 
@@ -68,13 +68,15 @@ export function encodePort({ uart, dma }: PortState): Uint8Array {
   }));
 }
 
-/** @param at where the port's record begins. EINVAL fewer bytes, a FIFO with more than it holds */
+/** @param at where the port's record begins. EINVAL fewer bytes, a FIFO with more than it holds, a transfer longer than any */
 export function decodePort(device: string, bytes: Uint8Array, at: number): PortState {
   if (bytes.length < at + MTTY_PORT_STATE.sizeBytes) throw new Errno('EINVAL', `${device}: the state ends after ${bytes.length} bytes`);
   const words = wordsOfBytes(bytes.subarray(at, at + MTTY_PORT_STATE.sizeBytes));
   const { f } = MTTY_PORT_STATE;
   const count = f.count.get(words);
-  if (count > UART_FIFO_SIZE || MTTY_PORT_STATE.reservedSet(words)) throw new Errno('EINVAL', `${device}: the state of a port makes no sense`);
+  // no transfer begins with such lengths
+  const tooLong = (f.status.get(words) & DMA_STATUS_BUSY) !== 0 && (f.tx_length.get(words) > DMA_MAX_LENGTH || f.rx_length.get(words) > DMA_MAX_LENGTH);
+  if (count > UART_FIFO_SIZE || tooLong || MTTY_PORT_STATE.reservedSet(words)) throw new Errno('EINVAL', `${device}: the state of a port makes no sense`);
   const fifo = new DataView(new ArrayBuffer(UART_FIFO_SIZE));
   fifo.setBigUint64(0, f.fifo0.getBig(words), true);
   fifo.setBigUint64(8, f.fifo1.getBig(words), true);

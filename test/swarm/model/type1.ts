@@ -276,7 +276,7 @@ export class Type1Rules {
 
   /** Everything that the driver pinned in a range, or at all. */
   unpinIn(container: ModelContainer, mdev: ModelMdev, start = 0, end = ALL_PAGES): void {
-    for (const [page, count] of [...mdev.pins]) {
+    for (const [page, count] of Array.from(mdev.pins)) {
       if (page < start || page >= end) continue;
       for (let i = 0; i < count; i++) this.unpin(container, mdev, page);
     }
