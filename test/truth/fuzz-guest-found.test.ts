@@ -6,7 +6,7 @@ import { EventFd } from '../../host/eventfd.js';
 import type { Steps } from '../../sim/task.js';
 import { isErrno } from '../../sim/errno.js';
 import { VfioClient } from '../../vfio/client/index.js';
-import { PCI_CONFIG_REGION, PCI_INTX_IRQ } from '../../vfio/device.js';
+import { PCI_BAR2_REGION, PCI_CONFIG_REGION, PCI_INTX_IRQ, REGION_STRIDE } from '../../vfio/device.js';
 import type { MigrationDataFile } from '../../vfio/migration/data-file.js';
 import * as uapi from '../../vfio/uapi/index.js';
 import { OPCODE } from '../../devices/dsa/spec/descriptor.js';
@@ -110,6 +110,36 @@ describe('migration', () => {
     const before = process.descriptors();
     expect(errno(() => machine.run(process.ioctl(device.fd, uapi.VFIO_DEVICE_FEATURE, page)))).toBe('EFAULT');
     expect(process.descriptors()).toEqual(before);
+    machine.run(process.exit());
+    machine.finish();
+  });
+});
+
+describe('what a user can repeat', () => {
+  it('floods neither the host\'s log nor its driver with errors of a mediated device', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { device, process } = machine.holding('mine');
+    for (let i = 0; i < 400; i++) {
+      // a store of one byte to the queue's portal
+      device.write(PCI_BAR2_REGION, 0x1000, Uint8Array.of(1));
+      machine.wait(3000);
+    }
+    const { idxd } = machine.host.kernelDrivers;
+    expect(machine.host.log.lines.filter(({ text }) => text.includes('err['))).toHaveLength(10);
+    expect(idxd.device(machine.pci('dsa0')).errors).toHaveLength(256);
+    machine.run(process.exit());
+    machine.finish();
+  });
+
+  it('reads as much as there is, however much a pread asks for', () => {
+    const machine = new HostileMachine(0, 'found');
+    const { device, process } = machine.holding('edu0');
+    const address = machine.run(process.mm.mmap(0x4000));
+    device.writeValue(PCI_CONFIG_REGION, 4, 2, 2);
+    const { sizeBytes } = machine.run(device.region(0));
+    expect(machine.run(device.file.pread(process, address, 2 ** 52, sizeBytes - 16))).toBe(16);
+    expect(errno(() => machine.run(device.file.pread(process, address, 2 ** 52, PCI_CONFIG_REGION * REGION_STRIDE)))).toBe('EFAULT');
+    expect(errno(() => machine.run(device.file.pwrite(process, address, 2 ** 52, 0)))).toBe('EFAULT');
     machine.run(process.exit());
     machine.finish();
   });

@@ -12,7 +12,7 @@ import { sleep, type Steps } from '../../sim/task.js';
 import { GIB, GuestWorld, MIB } from '../fixtures/guest-world.js';
 
 const NIGHTLY = process.env['VFIOSIM_NIGHTLY'] === '1';
-const WORLDS = NIGHTLY ? 300 : 10;
+const WORLDS = NIGHTLY ? 300 : 6;
 const STEPS = NIGHTLY ? 3000 : 600;
 const PAGE = 4096;
 /** Guest-physical start and size of each slot: low memory, a piece behind a hole, memory above 4 GiB next to another. */

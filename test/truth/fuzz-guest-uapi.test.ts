@@ -12,8 +12,7 @@ import { HostileMachine, type Loot } from './hostile-machine.js';
 import { HostileVmm } from './hostile-vmm.js';
 
 const NIGHTLY = process.env['VFIOSIM_NIGHTLY'] === '1';
-const WORLDS = Number(process.env['WORLDS'] ?? (NIGHTLY ? 150 : 6));
-const FIRST = Number(process.env['FIRST'] ?? 0);
+const WORLDS = NIGHTLY ? 150 : 6;
 const STATES = NIGHTLY ? 3000 : 100;
 const STEPS = NIGHTLY ? 2500 : 500;
 
@@ -33,7 +32,6 @@ function attack(seed: number, overlapping: boolean): HostileVmm {
   expect(machine.hostConfig()).toEqual(config);
   expect(machine.look()).toEqual(before);
   machine.finish();
-  if (process.env['SHOW']) console.log([...vmm.answers].map(([k, v]) => `${k}=${v}`).join(' '));
   return vmm;
 }
 
@@ -45,7 +43,7 @@ function transfer(port: DataView, random: Random): void {
 }
 
 describe('a hostile VMM process', () => {
-  for (let seed = FIRST; seed < FIRST + WORLDS; seed++) {
+  for (let seed = 0; seed < WORLDS; seed++) {
     it(`is answered or refused, ${seed}`, { timeout: 120_000 }, () => {
       const { answers } = attack(seed, seed % 2 === 1 || seed % 12 > 5);
       for (const code of ['EINVAL', 'EFAULT', 'ENOTTY', 'EBUSY']) expect(answers.get(code) ?? 0, [...answers].join(' ')).toBeGreaterThan(0);

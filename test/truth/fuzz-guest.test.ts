@@ -10,9 +10,8 @@ import { HostileGuest } from './hostile-guest.js';
 import { HostileMachine, LOOT, type Loot } from './hostile-machine.js';
 
 const NIGHTLY = process.env['VFIOSIM_NIGHTLY'] === '1';
-const FIRST = Number(process.env['FIRST'] ?? 0);
-const WORLDS = Number(process.env['WORLDS'] ?? (NIGHTLY ? 150 : 5));
-const KILLS = Number(process.env['KILLS'] ?? (NIGHTLY ? 400 : 12));
+const WORLDS = NIGHTLY ? 150 : 5;
+const KILLS = NIGHTLY ? 400 : 8;
 const STEPS = NIGHTLY ? 1500 : 300;
 
 function attack(seed: number, targets: readonly Loot[], steps: number): void {
@@ -42,7 +41,7 @@ function attack(seed: number, targets: readonly Loot[], steps: number): void {
 }
 
 describe('a hostile guest', () => {
-  for (let seed = FIRST; seed < FIRST + WORLDS; seed++) {
+  for (let seed = 0; seed < WORLDS; seed++) {
     it(`reaches nobody and leaves nothing behind, ${seed}`, { timeout: 60_000 }, () => attack(seed, seed % 3 === 2 ? [LOOT[seed % LOOT.length]!] : LOOT, STEPS));
   }
 

@@ -187,7 +187,7 @@ export class HostileGuest {
   private driveTty(fn: PciFunction): void {
     const { random } = this;
     const window = fn.window(random.below(2))!;
-    if (random.chance(0.4)) return random.chance(0.7) ? window.write(random.below(8), 1, random.below(256)) : void number(window.read(random.below(8), 1));
+    if (random.chance(0.4)) return random.chance(0.7) ? window.write(random.below(8), 1, random.below(256)) : number(window.read(random.below(8), 1));
     if (random.chance(0.2)) return window.write(0x100 + random.below(16) * 4, 4, this.value());
     const [tx, rx] = [this.address(), this.address()];
     store32(window, 0x108, tx);
@@ -234,9 +234,11 @@ export class HostileGuest {
     const { memory } = this.guest.vmm!;
     const address = random.chance(0.8) ? random.below(0x100_0000) : Number(random.pick(WILD) & 0xf_ffff_ffff_ffffn);
     const bytes = Uint8Array.from({ length: random.between(1, random.chance(0.1) ? 0x3000 : 64) }, () => random.below(256));
-    if (random.chance(0.5)) memory.write(address, bytes, 0, bytes.length);
-    else if (random.chance(0.5)) memory.store64(address - (address % 8), random.u32(), random.u32());
-    else memory.copy(address, random.below(0x100_0000), bytes.length);
+    switch (random.below(3)) {
+      case 0: memory.write(address, bytes, 0, bytes.length); break;
+      case 1: memory.store64(address - (address % 8), random.u32(), random.u32()); break;
+      default: memory.copy(address, random.below(0x100_0000), bytes.length);
+    }
   }
 
   /** Where batches find their descriptors: among them batches. */

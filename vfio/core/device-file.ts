@@ -25,6 +25,8 @@ import { irqSetFromUser } from './irq-set.js';
 
 /** No feature's record is longer; what the caller says to have beyond it is not looked at. */
 const FEATURE_DATA_LIMIT = 256;
+/** Bytes that one pread or pwrite moves at most. */
+const TRANSFER_LIMIT = 2 ** 20;
 /** With this much the caller can take a capability's offset. */
 const DEVICE_INFO_CAPSZ = 20;
 
@@ -55,16 +57,16 @@ export class DeviceFile implements IoctlFile {
     return this.ops.write(offset, source);
   }
 
-  /** pread into the caller's memory; bytes read. EFAULT, or what the driver says. */
+  /** pread into the caller's memory; bytes read, which may be fewer than asked for. EFAULT, or what the driver says. */
   *pread(caller: Process, address: number, length: number, offset: number): Steps<number> {
-    const bytes = new Uint8Array(length);
+    const bytes = new Uint8Array(Math.min(length, TRANSFER_LIMIT));
     const count = this.ops.read(offset, bytes);
     yield* copyToUser(caller, address, bytes.subarray(0, count));
     return count;
   }
 
   *pwrite(caller: Process, address: number, length: number, offset: number): Steps<number> {
-    return this.ops.write(offset, yield* copyFromUser(caller, address, length));
+    return this.ops.write(offset, yield* copyFromUser(caller, address, Math.min(length, TRANSFER_LIMIT)));
   }
 
   /** Part of a region as registers for the CPU. EINVAL not mappable. */

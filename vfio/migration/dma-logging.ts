@@ -98,7 +98,7 @@ export class DmaLogging {
     if (!isPageSize(pageSize)) throw new Errno('EINVAL', `${this.device}: ${pageSize} is no page size`);
     const used = Math.min(pageSize, MAX_PAGE_SIZE);
     const raw = yield* wordsFromUser(request.caller, CONTROL.f.ranges.get(control), count * RANGE.sizeWords);
-    const ranges = this.parse(raw, count, pageSize, used);
+    const ranges = this.parse(raw, count, pageSize);
     if (this.active) throw new Errno('EINVAL', `${this.device}: a log is running already`);
     this.pageSize = used;
     this.ranges = ranges;
@@ -108,7 +108,7 @@ export class DmaLogging {
     return CONTROL.sizeBytes;
   }
 
-  private parse(raw: Uint32Array, count: number, asked: number, used: number): LoggedRange[] {
+  private parse(raw: Uint32Array, count: number, asked: number): LoggedRange[] {
     const ranges: LoggedRange[] = [];
     for (let i = 0; i < count; i++) {
       const at = i * RANGE.sizeWords, start = RANGE.f.iova.get(raw, at), length = RANGE.f.length.get(raw, at), end = start + length;
