@@ -45,10 +45,11 @@ const ARENA_SIZE = 2 ** ARENA_SHIFT;
 const ARENA_MASK = ARENA_SIZE - 1;
 /**
  * Neighbouring arenas share a buffer: the host's garbage collector runs whenever buffers have grown by some dozens of MiB,
- * and each time looks at the whole heap, which would make a large machine's memory cost the square of its size.
+ * and each time looks at the whole heap, which would make a large machine's memory cost the square of its size. A buffer is a
+ * sixteenth of the machine, from 256 MiB to 1 GiB, so that many small machines do not use address space up.
  */
-const BUFFER_ARENAS = 4;
-const BUFFER_SIZE = BUFFER_ARENAS * ARENA_SIZE;
+const MIN_BUFFER_ARENAS = 4;
+const MAX_BUFFER_ARENAS = 16;
 
 class Arena {
   readonly bytes: Uint8Array;
@@ -71,6 +72,7 @@ export class Ram implements PhysicalMemory {
   readonly ranges: readonly MemoryRange[];
   private readonly arenas: (Arena | undefined)[] = [];
   private readonly buffers = new Map<number, ArrayBuffer>();
+  private readonly bufferArenas: number;
   /** End of the only range that starts at 0, or 0: the common case is checked with one comparison. */
   private readonly plainEnd: number;
 
@@ -84,6 +86,7 @@ export class Ram implements PhysicalMemory {
     }
     assert(previous <= 2 ** 52, 'physical addresses have at most 52 bits');
     this.plainEnd = this.ranges[0]?.start === 0 ? this.ranges[0].end : 0;
+    this.bufferArenas = Math.min(Math.max(Math.ceil(this.sizeBytes / (16 * ARENA_SIZE)), MIN_BUFFER_ARENAS), MAX_BUFFER_ARENAS);
   }
 
   get sizeBytes(): number {
@@ -215,7 +218,7 @@ export class Ram implements PhysicalMemory {
   }
 
   private commit(index: number): Arena {
-    const arena = new Arena(this.bufferOf(Math.floor(index / BUFFER_ARENAS)), (index % BUFFER_ARENAS) * ARENA_SIZE);
+    const arena = new Arena(this.bufferOf(Math.floor(index / this.bufferArenas)), (index % this.bufferArenas) * ARENA_SIZE);
     while (this.arenas.length <= index) this.arenas.push(undefined);
     this.arenas[index] = arena;
     return arena;
@@ -225,9 +228,9 @@ export class Ram implements PhysicalMemory {
   private bufferOf(index: number): ArrayBuffer {
     let buffer = this.buffers.get(index);
     if (buffer !== undefined) return buffer;
-    const start = index * BUFFER_SIZE;
+    const size = this.bufferArenas * ARENA_SIZE, start = index * size;
     let end = start;
-    for (const range of this.ranges) if (range.end > start && range.start < start + BUFFER_SIZE) end = Math.min(range.end, start + BUFFER_SIZE);
+    for (const range of this.ranges) if (range.end > start && range.start < start + size) end = Math.min(range.end, start + size);
     buffer = new ArrayBuffer(end - start);
     this.buffers.set(index, buffer);
     return buffer;

@@ -44,6 +44,17 @@ describe('many guests', () => {
     expectAlike(passes(5), passes(MANY));
   });
 
+  it('copy at the same number of events for each copy, however many wait for the queue', () => {
+    const events = (copies: number): number => {
+      const machine = createMachineSync(crowd({ guests: 1, mdevs: 1, processes: 1, memoryBytes: 16 * 2 ** 20, copyBytes: copies * 4096 }), { traceRecords: 1024 });
+      machine.run();
+      expect(machine.summary().verdict).toBe('pass');
+      return machine.clock.events;
+    };
+    const [few, some, many] = [events(16), events(64), events(512)] as const;
+    expect((many - some) / 448).toBeLessThan((some - few) / 48 * 1.1);
+  });
+
   it('are a function of their seed', () => {
     const guests = NIGHTLY ? MANY : 3;
     expect(run(guests).summary.traceHash).toBe(run(guests).summary.traceHash);
