@@ -43,6 +43,10 @@ interface Parts {
   readonly trace: Trace;
   readonly defects: ReadonlySet<string>;
   readonly file: Settings['file'];
+  /** Disks whose content is a file's. */
+  readonly medium: Settings['medium'];
+  /** Nobody knows how the kernel of somebody else sets the hardware up. */
+  readonly external: boolean;
   /** How guests set up devices that they get as a whole: the hardware must be able to. */
   readonly queuesInGuests: ReadonlyMap<string, readonly (readonly { readonly size: number }[])[]>;
 }
@@ -67,14 +71,15 @@ const FACTORIES: { readonly [M in DeviceTopology['model']]: (device: Extract<Dev
     return new DsaDevice({
       ...parts, name: device.name, onComplete: onDescriptor,
       config: {
-        wqs: most(queues, (of) => of.length), engines: device.engines, groups: device.groups, totalWqSize: most(queues, (of) => of.reduce((sum, { size }) => sum + size, 0)),
+        ...(parts.external ? {} : { wqs: most(queues, (of) => of.length), groups: device.groups, totalWqSize: most(queues, (of) => of.reduce((sum, { size }) => sum + size, 0)) }),
+        engines: device.engines,
         descriptorsPerEngine: device['engine-slots'], ats: device.ats, pri: pri === false ? false : { ...pri, groupPages: device['prefetch-pages'] },
         pasidBits: device['pasid-bits'], siov: device.siov, integrated, mdevVectors: mdevSlots(device),
       },
     }).function;
   },
   nvme: (device, parts) => {
-    const medium = new MemoryMedium(device.size, device.image === undefined ? undefined : parts.file?.(device.image));
+    const medium = parts.medium?.(device) ?? new MemoryMedium(device.size, device.image === undefined ? undefined : parts.file?.(device.image));
     return new NvmeDevice({ ...parts, name: device.name, medium, config: { ioQueues: device['io-queues'] } }).function;
   },
   edu: (device, parts) => new EduDevice({ ...parts, name: device.name, config: { dmaMask: 2 ** Math.min(device['dma-mask-bits'], 52) - 1 } }).function,
@@ -107,8 +112,8 @@ function plug(tree: PciTree, device: DeviceTopology, parts: Parts): DeviceModel 
 
 export const devicesModule = new ContainerModule(({ bind }) => {
   bind(DEVICE_MODELS).toResolvedValue(
-    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects, file }: Settings): DeviceModels => {
-      const parts = { clock, scheduler, timing, trace, defects, file, queuesInGuests: queuesInGuests(topology) };
+    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects, file, medium, external }: Settings): DeviceModels => {
+      const parts = { clock, scheduler, timing, trace, defects, file, medium, external: external ?? false, queuesInGuests: queuesInGuests(topology) };
       return { models: topology.host.devices.map((device) => plug(tree, device, parts)) };
     },
     [PCI_TREE, CLOCK, SCHEDULER, TIMING, TRACE, SETTINGS],

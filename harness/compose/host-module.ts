@@ -1,6 +1,6 @@
 import { ContainerModule } from 'inversify';
 import { FrameAllocator } from '../../host/frames.js';
-import { InterruptController, type InterruptMessage } from '../../host/interrupts.js';
+import { InterruptController, type InterruptMessage, type InterruptSink } from '../../host/interrupts.js';
 import { KernelLog } from '../../host/kernel-log.js';
 import { ProcessTable } from '../../host/process.js';
 import { SystemBus } from '../../host/system-bus.js';
@@ -13,7 +13,7 @@ import type { Trace } from '../../sim/trace.js';
 import type { Topology } from '../topology/schema.js';
 import { layoutFor, type MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
-import { CLOCK, FRAMES, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, PROCESSES, RANDOM, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
+import { CLOCK, FRAMES, INTERRUPT_SINK, INTERRUPTS, LAYOUT, LOG, MAILBOX, MEMORY, PROCESSES, RANDOM, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
 
 /** A machine of its own has RAM; a virtual one has what its VMM gives it. */
 export const ramModule = new ContainerModule(({ bind }) => {
@@ -38,10 +38,15 @@ export const groundModule = new ContainerModule(({ bind }) => {
   bind(LOG).toResolvedValue((clock: Clock) => new KernelLog(clock), [CLOCK]).inSingletonScope();
   bind(PROCESSES).toResolvedValue(() => new ProcessTable(), []).inSingletonScope();
   bind(SYSTEM_BUS).toResolvedValue(() => new SystemBus(), []).inSingletonScope();
+});
+
+/** Interrupts of a machine whose kernel is ours: the controller takes what hardware sends. */
+export const interruptsModule = new ContainerModule(({ bind }) => {
   bind(INTERRUPTS).toResolvedValue(
     (clock: Clock, timing: Timing, mailbox: Mailbox) => new InterruptController(clock, timing, new Channel<InterruptMessage>(mailbox, 'interrupts')),
     [CLOCK, TIMING, MAILBOX],
   ).inSingletonScope();
+  bind(INTERRUPT_SINK).toResolvedValue((controller: InterruptController): InterruptSink => controller, [INTERRUPTS]).inSingletonScope();
 });
 
 /** Topology words → names in code. */

@@ -3,7 +3,7 @@ import 'reflect-metadata/lite';
 import { Container } from 'inversify';
 import { devicesModule } from './devices.js';
 import { driversModule } from './drivers.js';
-import { groundModule, ramModule } from './host-module.js';
+import { groundModule, interruptsModule, ramModule } from './host-module.js';
 import { iommuModule } from './iommu.js';
 import { passthroughModule } from './passthrough.js';
 import { pciModule } from './pci-module.js';
@@ -12,7 +12,7 @@ import { simModule } from './sim-module.js';
 import * as T from './tokens.js';
 
 /** What every kernel consists of, whatever is below it. */
-export const kernelModules = [groundModule, pciModule, iommuModule, driversModule];
+export const kernelModules = [groundModule, interruptsModule, pciModule, iommuModule, driversModule];
 
 export function composeHost(settings: Settings) {
   const container = new Container();

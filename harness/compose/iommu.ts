@@ -1,6 +1,6 @@
 import { ContainerModule } from 'inversify';
 import type { FrameAllocator } from '../../host/frames.js';
-import type { InterruptController } from '../../host/interrupts.js';
+import type { InterruptController, InterruptSink } from '../../host/interrupts.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { Fabric } from '../../host/pci/hardware/fabric.js';
 import type { InterruptAllocator } from '../../host/pci/kernel/msix.js';
@@ -23,7 +23,7 @@ import { capabilityOptions } from '../topology/capability-options.js';
 import type { MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
 import {
-  CLOCK, FABRIC, FRAMES, INTERRUPTS, IOMMU_CORE, IOMMU_DRIVER, IOMMU_HARDWARE, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE,
+  CLOCK, FABRIC, FRAMES, INTERRUPT_SINK, INTERRUPTS, IOMMU_CORE, IOMMU_DRIVER, IOMMU_HARDWARE, LAYOUT, LOG, MAILBOX, MEMORY, RANDOM, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE,
 } from './tokens.js';
 
 /** The remapping hardware of a machine; what the harness looks at from outside. */
@@ -58,7 +58,7 @@ export const iommuModule = new ContainerModule(({ bind }) => {
     [CLOCK, SCHEDULER, MAILBOX, TRACE, TIMING, LOG, RANDOM, FRAMES, SETTINGS],
   ).inSingletonScope();
   bind(IOMMU_HARDWARE).toResolvedValue(
-    ({ topology, defects, unitRegisters, recorder }: Settings, memory: PhysicalMemory, clock: Clock, timing: Timing, trace: Trace, interrupts: InterruptController, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
+    ({ topology, defects, unitRegisters, recorder }: Settings, memory: PhysicalMemory, clock: Clock, timing: Timing, trace: Trace, interrupts: InterruptSink, fabric: Fabric, bus: SystemBus, layout: MachineLayout): IommuHardware | undefined => {
       const { iommu } = topology.host;
       if (iommu === undefined) return undefined;
       const capabilities = unitRegisters === undefined
@@ -80,7 +80,7 @@ export const iommuModule = new ContainerModule(({ bind }) => {
       memory.write(layout.firmwareTables, table, 0, table.length);
       return unit;
     },
-    [SETTINGS, MEMORY, CLOCK, TIMING, TRACE, INTERRUPTS, FABRIC, SYSTEM_BUS, LAYOUT],
+    [SETTINGS, MEMORY, CLOCK, TIMING, TRACE, INTERRUPT_SINK, FABRIC, SYSTEM_BUS, LAYOUT],
   ).inSingletonScope();
   bind(IOMMU_DRIVER).toResolvedValue(
     (hardware: IommuHardware | undefined, core: IommuCore, memory: PhysicalMemory, frames: FrameAllocator, clock: Clock, scheduler: Scheduler, trace: Trace, timing: Timing, log: KernelLog, interrupts: InterruptController, mailbox: Mailbox, bus: SystemBus, layout: MachineLayout, { topology, defects }: Settings): IommuDriver | undefined => {

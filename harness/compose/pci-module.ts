@@ -1,5 +1,5 @@
 import { ContainerModule } from 'inversify';
-import type { InterruptController } from '../../host/interrupts.js';
+import type { InterruptController, InterruptSink } from '../../host/interrupts.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import { Fabric } from '../../host/pci/hardware/fabric.js';
 import { SegmentAccess, type ConfigAccess } from '../../host/pci/kernel/config-access.js';
@@ -17,17 +17,17 @@ import type { IommuDriver } from './iommu.js';
 import { PciTree } from './pci-tree.js';
 import type { MachineLayout } from './layout.js';
 import type { Settings } from './settings.js';
-import { CLOCK, CONFIG_ACCESS, FABRIC, INTERRUPTS, IOMMU_BINDING, IOMMU_CORE, IOMMU_DRIVER, LAYOUT, LOG, MEMORY, PCI, PCI_DRIVERS, PCI_TREE, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
+import { CLOCK, CONFIG_ACCESS, FABRIC, INTERRUPT_SINK, INTERRUPTS, IOMMU_BINDING, IOMMU_CORE, IOMMU_DRIVER, LAYOUT, LOG, MEMORY, PCI, PCI_DRIVERS, PCI_TREE, SCHEDULER, SETTINGS, SYSTEM_BUS, TIMING, TRACE } from './tokens.js';
 
 /** Fabric and root complex on the hardware's side, bus core and driver core on the kernel's. */
 export const pciModule = new ContainerModule(({ bind }) => {
   bind(FABRIC).toResolvedValue(
-    (clock: Clock, timing: Timing, memory: PhysicalMemory, bus: SystemBus, interrupts: InterruptController, trace: Trace, { watch }: Settings) => {
+    (clock: Clock, timing: Timing, memory: PhysicalMemory, bus: SystemBus, interrupts: InterruptSink, trace: Trace, { watch }: Settings) => {
       const fabric = new Fabric({ clock, timing, memory, bus, interrupts, interruptWindow: X86_INTERRUPT_WINDOW, trace });
       fabric.watchDma = watch;
       return fabric;
     },
-    [CLOCK, TIMING, MEMORY, SYSTEM_BUS, INTERRUPTS, TRACE, SETTINGS],
+    [CLOCK, TIMING, MEMORY, SYSTEM_BUS, INTERRUPT_SINK, TRACE, SETTINGS],
   ).inSingletonScope();
   bind(PCI_TREE).toResolvedValue((fabric: Fabric, { topology }: Settings) => new PciTree(fabric, topology.host), [FABRIC, SETTINGS]).inSingletonScope();
   bind(CONFIG_ACCESS).toResolvedValue(({ complex }: PciTree): ConfigAccess => new SegmentAccess(new Map([[complex.segment, complex]])), [PCI_TREE]).inSingletonScope();

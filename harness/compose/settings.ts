@@ -1,5 +1,6 @@
 import type { VectorRecorder } from '../replay/record.js';
-import type { Topology } from '../topology/schema.js';
+import type { BlockMedium } from '../../devices/nvme/hardware/medium.js';
+import type { DeviceTopology, Topology } from '../topology/schema.js';
 
 /** Values of a unit's read-only registers. */
 export interface UnitRegisters {
@@ -20,6 +21,10 @@ export interface Settings {
   readonly unitRegisters?: UnitRegisters;
   /** Content of a file that the topology names. */
   readonly file?: (path: string) => Uint8Array;
+  /** What a disk's blocks lie on, where it is not what `file` reads. */
+  readonly medium?: (device: Extract<DeviceTopology, { model: 'nvme' }>) => BlockMedium | undefined;
+  /** The machine is hardware only: its kernel is somebody else's. */
+  readonly external?: boolean;
   /** Records what happens at the IOMMU. */
   readonly recorder?: VectorRecorder;
   /** Trace records kept; older ones are dropped from the ring, never from the hash. */

@@ -2,7 +2,7 @@
 import type { ServiceIdentifier } from 'inversify';
 import type { IdxdMdevHooks } from '../../devices/dsa/driver/idxd-options.js';
 import type { FrameAllocator } from '../../host/frames.js';
-import type { InterruptController } from '../../host/interrupts.js';
+import type { InterruptController, InterruptSink } from '../../host/interrupts.js';
 import type { KernelLog } from '../../host/kernel-log.js';
 import type { Fabric } from '../../host/pci/hardware/fabric.js';
 import type { ConfigAccess } from '../../host/pci/kernel/config-access.js';
@@ -53,6 +53,8 @@ export const PROCESSES = token<ProcessTable>('ProcessTable');
 export const FRAMES = token<FrameAllocator>('FrameAllocator');
 export const SYSTEM_BUS = token<SystemBus>('SystemBus');
 export const INTERRUPTS = token<InterruptController>('InterruptController');
+/** Where hardware sends its interrupts: the controller, or somebody else's machine. */
+export const INTERRUPT_SINK = token<InterruptSink>('InterruptSink');
 
 export const FABRIC = token<Fabric>('Fabric');
 export const PCI_TREE = token<PciTree>('PciTree');

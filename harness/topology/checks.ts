@@ -3,7 +3,9 @@ import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { layoutFor } from '../compose/layout.js';
 import { capabilityOptions } from './capability-options.js';
 import { checkGuests, checkMdevs } from './check-guests.js';
-import { checkAllSteps, checkFile, processNames } from './check-steps.js';
+import { checkDsa, checkNvme } from './check-devices.js';
+import { checkExternalGuests } from './check-external.js';
+import { checkAllSteps, processNames } from './check-steps.js';
 import { unique, unknownName, type Report } from './problems.js';
 import { formatBdf } from './units.js';
 import type { DeviceTopology, Topology } from './schema.js';
@@ -25,12 +27,11 @@ export function semanticProblems(topology: Topology, directory: string): PathPro
   checkDevices(topology, directory, report);
   checkMdevs(topology, report);
   checkGuests(topology, report);
+  checkExternalGuests(topology, directory, report);
   checkAllSteps(topology, directory, report);
   checkInjections(topology, report);
   return problems;
 }
-
-
 
 function checkHost({ host }: Topology, report: Report): void {
   if (host.memory < 16 * 2 ** 20) report(['host', 'memory'], `${host.memory} bytes are too small; allowed: at least 16MiB`);
@@ -67,6 +68,7 @@ function checkDevices({ host }: Topology, directory: string, report: Report): vo
     }
     if (device.model === 'dsa') checkDsa(device, host, at, report);
     if (device.model === 'nvme') checkNvme(device, directory, at, report);
+    if (device.model === 'nvme' && device['image-mode'] !== 'snapshot') report(at('image-mode'), `"${device['image-mode']}" would let a run change what the next one finds; allowed: snapshot`);
   });
 }
 
@@ -75,30 +77,6 @@ function checkPlaceBehindSwitch(device: DeviceTopology, siblings: readonly Devic
   const expected = formatBdf({ segment: 0, bus: first + siblings.indexOf(device), device: 0, function: 0 });
   if (first < SWITCH_DEPTH + 1) report(at('bdf'), `bus ${first.toString(16).padStart(2, '0')} leaves no room for the switch above; allowed: from bus 04 on`);
   else if (formatBdf(device.bdf) !== expected) report(at('bdf'), `"${formatBdf(device.bdf)}" is not where device ${siblings.indexOf(device)} behind switch "${device.port!}" sits; allowed: "${expected}"`);
-}
-
-function checkDsa(device: Extract<DeviceTopology, { model: 'dsa' }>, host: Topology['host'], at: (key: string) => PropertyKey[], report: Report): void {
-  if (device.pri !== false && !device.ats) report(at('pri'), 'page requests (PRI) need ats: true');
-  const port = host.ports.find((candidate) => candidate.name === device.port);
-  if (port?.['translation-blocking'] === true && device.ats) report(at('ats'), `switch "${port.name}" blocks translated requests (ACS TB), so ATS cannot work behind it; set ats: false or translation-blocking: false`);
-  const entries = device['work-queues'].reduce((sum, queue) => sum + queue.size, 0);
-  if (entries > 1024) report(at('work-queues'), `queues have ${entries} entries together; allowed: at most 1024`);
-  device['work-queues'].forEach((queue, i) => {
-    const key = (name: string): PropertyKey[] => [...at('work-queues'), i, name];
-    if (queue.group >= device.groups) report(key('group'), `${queue.group} does not exist; the device has ${device.groups} group(s), numbered from 0`);
-    if (queue.threshold !== undefined && queue.mode === 'dedicated') report(key('threshold'), 'only shared queues have a threshold');
-    if (queue.threshold !== undefined && queue.threshold > queue.size) report(key('threshold'), `${queue.threshold} is larger than the queue's size of ${queue.size}`);
-  });
-  unique(device['work-queues'].map((queue, i) => queue.name ?? `wq0.${i}`), (name) => name, (i, first) => report([...at('work-queues'), i, 'name'], `is taken by work-queues[${first}]`));
-  if (device.engines < device.groups) report(at('engines'), `${device.engines} engines for ${device.groups} groups; every group needs one`);
-}
-
-const MAX_NAMESPACE = 2 ** 44;
-
-function checkNvme(device: Extract<DeviceTopology, { model: 'nvme' }>, directory: string, at: (key: string) => PropertyKey[], report: Report): void {
-  if (device.size < 4096 || device.size > MAX_NAMESPACE) report(at('size'), `${device.size} bytes; allowed: 4KiB to 16TiB`);
-  if (device.size % 512 !== 0) report(at('size'), `${device.size} bytes are no whole number of blocks of 512 bytes`);
-  if (device.image !== undefined) checkFile(device.image, { directory, report }, at('image'));
 }
 
 function checkInjections(topology: Topology, report: Report): void {

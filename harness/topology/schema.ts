@@ -140,7 +140,8 @@ const nvme = z.strictObject({
   model: z.literal('nvme'),
   ...functionCommon,
   size: size.default(64 * 2 ** 20).describe('Bytes of the namespace, whole blocks of 512 bytes'),
-  image: z.string().optional().describe('Content of its first bytes, a file relative to the topology; never written to'),
+  image: z.string().optional().describe('Content of its first bytes, a file relative to the topology'),
+  'image-mode': z.enum(['snapshot', 'write', 'read-only']).default('snapshot').describe('snapshot: the file is never written to; write and read-only: the file is the disk (external guests only)'),
   'io-queues': z.int().min(1).max(64).default(4).describe('I/O queue pairs, each with an interrupt vector'),
 });
 
@@ -319,9 +320,29 @@ const guestDevice = z.strictObject({
   if ((context.value.mdev === undefined) === (context.value.host === undefined)) context.issues.push({ code: 'custom', input: context.value, message: 'needs exactly one of mdev, host' });
 });
 
+/** Errors of the unit's own that a topology can bring about; a driver has to live with them. */
+const unitError = z.strictObject({
+  error: z.enum(['iqe', 'ite', 'page-request-overflow']).describe('iqe: a descriptor is taken for malformed; ite: a device TLB invalidation stays unanswered; page-request-overflow: a page request finds the queue full'),
+  count: z.int().min(1).default(1).describe('The Nth descriptor or page request of its kind'),
+  times: z.int().min(1).max(1000).default(1).describe('So many, one after the other'),
+  descriptor: z.enum(['cc', 'iotlb', 'pasidc', 'p_iotlb', 'wait', 'devtlb', 'p_devtlb', 'pgrp']).optional().describe('Kind of descriptor; default: p_iotlb for iqe, any device TLB invalidation for ite'),
+});
+
+/** A real virtual machine in a process of its own, such as QEMU, whose IOMMU and devices are this topology's. */
+const external = z.strictObject({
+  cpu: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._,+=-]*$/, 'expects a CPU model such as max').default('max').describe("QEMU's -cpu"),
+  append: z.string().default('').describe("Added to the kernel's command line"),
+  iommu: intelVtd.extend({ 'interrupt-remapping': z.literal(false).default(false).describe('Remapped interrupts cannot be delivered to a virtual machine of somebody else') }).optional()
+    .describe('Carried by a PCI device; without it DMA is untranslated'),
+  kernel: kernelOptions.pick({ 'iommu-mode': true, 'scalable-mode': true }).prefault({}),
+  devices: z.array(device).min(1).max(24),
+  inject: z.array(unitError).max(64).default([]),
+});
+
 const guest = z.strictObject({
   name,
-  memory: size.default(64 * 2 ** 20),
+  external: external.optional().describe('Somebody else\'s virtual machine, which vfiosim serve waits for'),
+  memory: size.optional().describe('Default: 64MiB, of an external guest 512MiB'),
   vcpus: z.int().min(1).max(255).default(1),
   start: time.default(0),
   'huge-pages': z.enum(['2MiB', '1GiB']).optional().describe("Backing of the guest's memory on the host"),
@@ -329,7 +350,7 @@ const guest = z.strictObject({
   container: z.enum(['type1', 'type1v2', 'nesting']).default('type1v2').describe('IOMMU type of its VFIO container'),
   devices: z.array(guestDevice).max(24).default([]),
   processes: z.array(processSchema).max(10_000).default([]),
-});
+}).transform((said) => ({ ...said, memory: said.memory ?? (said.external === undefined ? 64 : 512) * 2 ** 20 }));
 
 const expectation = z.strictObject({
   guests: z.record(z.string(), z.enum(['running', 'paused', 'off', 'killed', 'refused'])).optional().describe('How guests end'),
@@ -382,6 +403,8 @@ export type BufferRef = z.output<typeof bufferRef>;
 export type Operand = z.output<typeof operand>;
 export type MdevTopology = Topology['mdevs'][number];
 export type GuestTopology = Topology['guests'][number];
+export type ExternalTopology = NonNullable<GuestTopology['external']>;
+export type UnitError = ExternalTopology['inject'][number];
 export type GuestDeviceTopology = GuestTopology['devices'][number];
 export type MdevParentTopology = Topology['host']['mdev-parents'][number];
 export type Injection = Topology['inject'][number];

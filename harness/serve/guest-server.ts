@@ -1,0 +1,68 @@
+/** Serves an external guest: one socket for each of its functions, in a folder, and its ACPI table beside them. */
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Steps } from '../../sim/task.js';
+import { VfioUserServer } from '../../vfio/user/posix/server.js';
+import type { ServedFunction, ServedGuest } from './served-guest.js';
+
+export interface GuestServerOptions {
+  /** Made if it is not there. */
+  readonly directory: string;
+  /** How anything that comes from outside enters the machine; default: at once. */
+  readonly enter?: (action: () => void) => void;
+  /** An error of ours; the client is answered EIO. */
+  readonly onBug: (error: unknown) => void;
+}
+
+/** A function with its server. */
+export interface FunctionServer {
+  readonly served: ServedFunction;
+  readonly path: string;
+  readonly server: VfioUserServer;
+}
+
+export class GuestServer {
+  readonly guest: ServedGuest;
+  readonly functions: readonly FunctionServer[];
+  /** File of the ACPI table. */
+  readonly table: string | undefined;
+  private readonly directory: string;
+  private started: FunctionServer[] = [];
+
+  constructor(guest: ServedGuest, options: GuestServerOptions) {
+    const { directory, onBug } = options;
+    this.guest = guest;
+    this.directory = directory;
+    const table = guest.table();
+    this.table = table === undefined ? undefined : join(directory, `${guest.name}-${table.signature.toLowerCase()}.aml`);
+    this.functions = guest.functions.map((served) => {
+      const path = join(directory, `${guest.name}-${served.name}.sock`);
+      const server = new VfioUserServer({ path, device: served.device, scheduler: guest.scheduler, onBug, policy: served.bringsMemory ? 'map-sealed' : 'messages' });
+      return { served, path, server };
+    });
+  }
+
+  /** A virtual machine monitor is connected to every function. */
+  get attached(): boolean {
+    return this.functions.every(({ server }) => server.busy);
+  }
+
+  /** Writes the table and listens on every socket; on failure nothing is left. EADDRINUSE and what else `VfioUserServer.start` refuses with. */
+  *start(): Steps {
+    mkdirSync(this.directory, { recursive: true });
+    try {
+      for (const one of this.functions) {
+        yield* one.server.start();
+        this.started.push(one);
+      }
+      if (this.table !== undefined) writeFileSync(this.table, this.guest.table()!.bytes);
+    } catch (error) {
+      yield* this.stop();
+      throw error;
+    }
+  }
+
+  *stop(): Steps {
+    for (const { server } of this.started.splice(0)) yield* server.stop();
+  }
+}

@@ -1,0 +1,53 @@
+/** What a schema cannot say about external guests. */
+import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
+import { externalCapabilities } from './capability-options.js';
+import { checkDsa, checkNvme } from './check-devices.js';
+import { unique, type Report } from './problems.js';
+import type { ExternalTopology, GuestTopology, Topology } from './schema.js';
+import { formatBdf, formatSize } from './units.js';
+
+/** Where the device sits that carries the registers of the IOMMU. */
+export const CARRIER_SLOT = 2;
+/** From here on slots are free for devices: 0 is the host bridge, 1 what a board brings along, 31 its chip set (QEMU's q35). */
+export const FIRST_SLOT = 3, LAST_SLOT = 30;
+const MIN_MEMORY = 256 * 2 ** 20;
+const MAX_MEMORY = 2 ** 40;
+/** What a simulated guest has and an external one brings along itself. */
+const SIMULATED = ['devices', 'processes', 'huge-pages', 'memlock-limit'] as const;
+
+export function checkExternalGuests({ guests }: Topology, directory: string, report: Report): void {
+  guests.forEach((guest, i) => {
+    if (guest.external !== undefined) checkExternal(guest, guest.external, i, directory, report);
+  });
+}
+
+function checkExternal(guest: GuestTopology, external: ExternalTopology, i: number, directory: string, report: Report): void {
+  for (const key of SIMULATED) {
+    const value = guest[key];
+    if (value !== undefined && !(Array.isArray(value) && value.length === 0)) report(['guests', i, key], `"${guest.name}" is external: what runs in it, and on what, is not this topology's; its devices are external.devices`);
+  }
+  if (guest.memory < MIN_MEMORY || guest.memory > MAX_MEMORY || guest.memory % 2 ** 20 !== 0) {
+    report(['guests', i, 'memory'], `${formatSize(guest.memory)}; an external guest has whole MiB from ${formatSize(MIN_MEMORY)} to ${formatSize(MAX_MEMORY)}`);
+  }
+  const { iommu, devices } = external;
+  if (iommu !== undefined) for (const text of buildCapabilities(externalCapabilities(iommu)).problems) report(['guests', i, 'external', 'iommu'], text);
+  if (iommu === undefined && external.inject.length > 0) report(['guests', i, 'external', 'inject'], 'errors of an IOMMU need external.iommu');
+  unique(devices, ({ name }) => name, (k, first) => report(['guests', i, 'external', 'devices', k, 'name'], `is taken by devices[${first}]`));
+  unique(devices, ({ bdf }) => formatBdf(bdf), (k, first) => report(['guests', i, 'external', 'devices', k, 'bdf'], `is taken by devices[${first}]`));
+  devices.forEach((device, k) => {
+    const at = (key: string): PropertyKey[] => ['guests', i, 'external', 'devices', k, key];
+    const { bdf } = device;
+    if (bdf.segment !== 0 || bdf.bus !== 0 || bdf.function !== 0 || bdf.device < FIRST_SLOT || bdf.device > LAST_SLOT) {
+      report(at('bdf'), `"${formatBdf(bdf)}" is no free slot of the guest's root bus; allowed: "0000:00:${slotText(FIRST_SLOT)}.0" to "0000:00:${slotText(LAST_SLOT)}.0"`);
+    }
+    if (device.port !== undefined) report(at('port'), 'an external guest has no switches of ours');
+    if (device.model === 'dsa') checkDsa(device, { ports: [] }, at, report);
+    if (device.model !== 'nvme') return;
+    checkNvme(device, directory, at, report);
+    if (device['image-mode'] !== 'snapshot' && device.image === undefined) report(at('image-mode'), `"${device['image-mode']}" needs an image`);
+  });
+}
+
+function slotText(slot: number): string {
+  return slot.toString(16).padStart(2, '0');
+}
