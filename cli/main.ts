@@ -8,10 +8,12 @@ import { explain } from './explain.js';
 import { explainFailure } from './failure.js';
 import { inspect } from './inspect.js';
 import { ioFor, type Io } from './io.js';
+import { linux } from './linux.js';
 import { lspciCommand } from './lspci.js';
 import { addMdevCommands } from './mdev.js';
 import { replay } from './replay.js';
 import { run } from './run.js';
+import { serve } from './serve.js';
 
 /** The package refers to itself by name, so this holds in a checkout and in an installed package. */
 function packageVersion(): string {
@@ -70,6 +72,24 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--log [file]', 'a kernel log instead; - or nothing for standard input')
     .option('--json', 'print JSON')
     .action((options) => answer(explain(io, options as Parameters<typeof explain>[1])));
+  command('serve', 'offer the IOMMU and devices of an external guest to a virtual machine monitor, over vfio-user')
+    .argument('<file>', 'topology (YAML) with a guest that is external')
+    .option('--dir <dir>', 'folder of sockets and ACPI tables; default: one of its own, removed at the end')
+    .option('--guest <dir>', 'prepared guest whose kernel stands in the command that is printed')
+    .option('--once', 'end when every guest has come and gone')
+    .option('--record <out>', 'write everything that comes from outside, for replay')
+    .option('--seed <n>', 'seed of the machines; default: the topology\'s', wholeNumber)
+    .action(async (file: string, options) => answer(await serve(io, file, { ...options as Parameters<typeof serve>[2], version: packageVersion() })));
+  command('linux', 'boot an unmodified Linux in QEMU on the devices of an external guest, and judge what it says')
+    .argument('<file>', 'topology (YAML) with a guest that is external')
+    .option('--guest <dir>', 'prepared guest; default: $VFIOSIM_LINUX, or vfiosim/linux in the user\'s cache')
+    .option('--qemu <program>', 'this QEMU, 10.1 or newer')
+    .option('--console', 'show all of the guest\'s console')
+    .option('--dir <dir>', 'folder of sockets and ACPI tables; default: one of its own, removed at the end')
+    .option('--record <out>', 'write everything that comes from outside, for replay')
+    .option('--seed <n>', 'seed of the machine; default: the topology\'s', wholeNumber)
+    .option('--json', 'print the result as one JSON object')
+    .action(async (file: string, options) => answer(await linux(io, file, { ...options as Parameters<typeof linux>[2], version: packageVersion() })));
   addMdevCommands(command('mdev', 'mediated devices of a topology, in the words of mdevctl'), io, answer);
   command('replay', 'do again what another IOMMU, or this one, was recorded doing, and compare every answer')
     .argument('<files...>', 'vectors and recordings (JSON, also .gz), traces of Linux (.jsonl, also .gz), or folders of them')

@@ -127,6 +127,8 @@ export const DEFECTS: ReadonlyMap<string, Defect> = new Map<string, Defect>([
   ...of('vfio/user', {
     'vfio-user.keep-windows': "A client's memory stays mapped after the client is gone.",
     'vfio-user.leak-descriptors': 'Descriptors that a message brings and nobody takes stay open.',
+    'vfio-user.unrecorded-read': 'Small reads of a client’s memory are not recorded.',
+    'vfio-user.unrecorded-signal': 'A recording does not know when a client signals.',
   }),
   ...of('devices/nvme', {
     'nvme-driver.unmap-before-completion': 'The driver unmaps and unpins buffers while the controller works on them.',

@@ -25,6 +25,7 @@ import { unmetExpectations } from './expectations.js';
 import { walkGuest, walkMdev } from './inspect-guest.js';
 import { walk, type Inspectable, type WalkReport, type WalkTarget } from './inspect.js';
 import type { VectorRecorder } from './replay/record.js';
+import { countersOf } from './serve/counters.js';
 import { LimitReached } from './limit-reached.js';
 import { Scenario } from './scenario/scenario.js';
 import type { StopPoint } from './stop-point.js';
@@ -226,7 +227,7 @@ export class Machine implements Inspectable {
   summary(): Summary {
     const { topology } = this.loaded;
     const flows = [...this.scenario.flows].map((flow) => flow.summary());
-    const counters = Object.fromEntries(this.trace.kinds.flatMap((kind) => (this.trace.countOf(kind) === 0 ? [] : [[kind.name, this.trace.countOf(kind)]])));
+    const counters = countersOf(this.trace);
     const ended = this.end === 'finished' || this.end === 'deadlock';
     const invariants: InvariantSummary[] = [
       ...(ended ? this.invariants : [this.checkers, ...this.added].flatMap((set) => set.summaries())),

@@ -109,6 +109,13 @@ export class VirtualClock implements Clock {
     return this.size > 0 ? 'until' : 'idle';
   }
 
+  /** Time passes in which nothing happens: moves `now` to `timeNs`. No event may be due before; one of that instant may. */
+  advance(timeNs: number): void {
+    assert(!this.running, 'clock.advance called from inside an event');
+    if (timeNs < this.now || timeNs > this.nextNs || !Number.isInteger(timeNs)) throw new SimulatorBug(`time cannot move from ${this.now} to ${timeNs} ns, the next event is due at ${this.nextNs} ns`);
+    this.now = timeNs;
+  }
+
   private runFirst(): void {
     const slot = this.slots[0]!;
     this.now = this.times[0]!;

@@ -1,10 +1,15 @@
 /**
  * Real time as a `Clock`, for models that serve software outside of this process: whole nanoseconds since the clock
- * was made, events in the order of (time, sequence) as on the virtual clock, no limit on their number. What is due
- * runs as a batch, and the event loop gets its turn between two batches. An event that is asked for in the past rings
- * at once, since real time passes while one computes. Left out: precision; Node's timers have milliseconds, so events
- * that are further away come up to one late.
+ * was started, events in the order of (time, sequence) as on the virtual clock, no limit on their number. What is due
+ * runs in batches of a few milliseconds, and the event loop gets its turn between two of them.
+ *
+ * To the models time is a function of their inputs: `now` is the due time of the event that runs, or the moment at
+ * which an input was taken (`enter`), and stands still meanwhile. So a machine whose inputs are known, each with its
+ * time and the number of events that had run before it, does on a virtual clock exactly what it did on this one. Real
+ * time only decides when something happens, never what. A machine that is slower than real time lags behind it.
+ * Left out: precision; Node's timers have milliseconds, so events that are further away come up to one late.
  */
+import { assert } from './assert.js';
 import { VirtualClock, type Alarm, type Clock } from './clock.js';
 
 const NS_PER_MS = 1_000_000;
@@ -12,27 +17,82 @@ const NS_PER_MS = 1_000_000;
 const NEAR_NS = NS_PER_MS;
 /** The longest that setTimeout can wait. */
 const MAX_DELAY_MS = 0x7fff_ffff;
+/** Real time that events may take before sockets get their turn. */
+const BATCH_MS = 2;
+/** Events between two looks at the time. */
+const LOOK_EVENTS = 8;
+
+export interface WallClockOptions {
+  /** Milliseconds that only grow; by default those of this process. */
+  readonly realMs?: () => number;
+  /** Time stands at 0 until `start`, and nothing rings: a machine is built at an instant that is always the same. */
+  readonly held?: boolean;
+}
 
 export class WallClock implements Clock {
-  private readonly startMs = performance.now();
   /** Orders the events; its own time lags behind. */
   private readonly events = new VirtualClock();
   private readonly onError: (error: unknown) => void;
+  private readonly realMs: () => number;
+  private startMs: number;
   private timer: NodeJS.Timeout | undefined;
   private immediate: NodeJS.Immediate | undefined;
   /** What is armed rings at this time. */
   private armedNs = Infinity;
-  private running = false;
+  private state: 'held' | 'outside' | 'event' | 'input' = 'outside';
   private stopped = false;
 
   /** @param onError takes what an event threw; by default it ends the process like any other uncaught error */
-  constructor(onError: (error: unknown) => void = rethrow) {
+  constructor(onError: (error: unknown) => void = rethrow, { realMs = () => performance.now(), held = false }: WallClockOptions = {}) {
     this.onError = onError;
+    this.realMs = realMs;
+    this.startMs = realMs();
+    if (held) this.state = 'held';
   }
 
-  /** Never goes back. */
+  /** In events and inputs it never goes back; outside of them it is real time, which a machine that lags has not reached yet. */
   get now(): number {
-    return Math.max(this.events.now, Math.floor((performance.now() - this.startMs) * NS_PER_MS));
+    return this.state === 'outside' ? Math.max(this.events.now, this.realNs()) : this.events.now;
+  }
+
+  /** Events run so far. */
+  get eventsRun(): number {
+    return this.events.events;
+  }
+
+  /** No event is left. */
+  get idle(): boolean {
+    return this.events.pending === 0;
+  }
+
+  /** An event or an input is under way: what happens now belongs to the machine. */
+  get inside(): boolean {
+    return this.state === 'event' || this.state === 'input';
+  }
+
+  /** Lets time pass on a clock that was held; twice does nothing more. */
+  start(): void {
+    if (this.state !== 'held') return;
+    this.startMs = this.realMs();
+    this.state = 'outside';
+    this.arm();
+  }
+
+  /**
+   * Anything that comes from outside: runs `action` at once, at the present moment, or, if events are due that have
+   * not run yet, at the moment of the first of them and before it. `now` stands still meanwhile. What it throws is the caller's.
+   */
+  enter(action: () => void): void {
+    assert(!this.inside, 'an input inside of an event or of another input');
+    const { events, state } = this;
+    if (state !== 'held') events.advance(Math.max(events.now, Math.min(this.realNs(), events.nextNs)));
+    this.state = 'input';
+    try {
+      action();
+    } finally {
+      this.state = state;
+      this.arm();
+    }
   }
 
   at(timeNs: number, run: () => void): Alarm {
@@ -61,10 +121,14 @@ export class WallClock implements Clock {
     this.disarm();
   }
 
+  private realNs(): number {
+    return Math.floor((this.realMs() - this.startMs) * NS_PER_MS);
+  }
+
   /** Node keeps its process alive for a timer: an idle clock has none. */
   private arm(): void {
     const next = this.events.nextNs;
-    if (this.running || this.stopped || next >= this.armedNs) return;
+    if (this.state !== 'outside' || this.stopped || next >= this.armedNs) return;
     this.disarm();
     this.armedNs = next;
     const delayNs = next - this.now;
@@ -81,15 +145,24 @@ export class WallClock implements Clock {
 
   private readonly ring = (): void => {
     this.disarm();
-    this.running = true;
+    const untilNs = this.now, endMs = this.realMs() + BATCH_MS;
+    let looks = LOOK_EVENTS, failure: { error: unknown } | undefined;
+    this.state = 'event';
     try {
-      this.events.run({ untilNs: this.now, stop: () => this.stopped });
+      this.events.run({
+        untilNs,
+        stop: () => {
+          if (--looks > 0) return this.stopped;
+          looks = LOOK_EVENTS;
+          return this.stopped || this.realMs() >= endMs;
+        },
+      });
     } catch (error) {
-      this.onError(error);
-    } finally {
-      this.running = false;
-      this.arm();
+      failure = { error };
     }
+    this.state = 'outside';
+    this.arm();
+    if (failure !== undefined) this.onError(failure.error);
   };
 }
 

@@ -6,6 +6,8 @@ import type { IdxdWqOptions } from '../../devices/dsa/driver/idxd-options.js';
 import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { MemoryMedium } from '../../devices/nvme/hardware/medium.js';
 import { NvmeDevice } from '../../devices/nvme/hardware/nvme-device.js';
+import type { DmaPort } from '../../host/pci/dma-port.js';
+import type { FunctionPort } from '../../host/pci/hardware/function-port.js';
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import type { Timing } from '../../host/timing.js';
 import type { Clock } from '../../sim/clock.js';
@@ -45,6 +47,7 @@ interface Parts {
   readonly file: Settings['file'];
   /** Disks whose content is a file's. */
   readonly medium: Settings['medium'];
+  readonly wrapPort?: (port: FunctionPort) => DmaPort;
   /** Nobody knows how the kernel of somebody else sets the hardware up. */
   readonly external: boolean;
   /** How guests set up devices that they get as a whole: the hardware must be able to. */
@@ -112,8 +115,8 @@ function plug(tree: PciTree, device: DeviceTopology, parts: Parts): DeviceModel 
 
 export const devicesModule = new ContainerModule(({ bind }) => {
   bind(DEVICE_MODELS).toResolvedValue(
-    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects, file, medium, external }: Settings): DeviceModels => {
-      const parts = { clock, scheduler, timing, trace, defects, file, medium, external: external ?? false, queuesInGuests: queuesInGuests(topology) };
+    (tree: PciTree, clock: Clock, scheduler: Scheduler, timing: Timing, trace: Trace, { topology, defects, file, medium, external, wrapPort }: Settings): DeviceModels => {
+      const parts = { clock, scheduler, timing, trace, defects, file, medium, external: external ?? false, queuesInGuests: queuesInGuests(topology), ...(wrapPort === undefined ? {} : { wrapPort: (port: FunctionPort) => wrapPort(port, clock) }) };
       return { models: topology.host.devices.map((device) => plug(tree, device, parts)) };
     },
     [PCI_TREE, CLOCK, SCHEDULER, TIMING, TRACE, SETTINGS],

@@ -41,11 +41,11 @@ export function machineOf(topology: Topology, guest: GuestTopology): Topology {
 
 const unitModule = new ContainerModule(({ bind }) => {
   bind(T.IOMMU_HARDWARE).toResolvedValue(
-    ({ topology, defects }: Settings, memory: PhysicalMemory, clock: Clock, timing: Timing, trace: Trace, interrupts: InterruptSink, router: Fabric) => {
+    ({ topology, defects, inject }: Settings, memory: PhysicalMemory, clock: Clock, timing: Timing, trace: Trace, interrupts: InterruptSink, router: Fabric) => {
       const { iommu } = topology.host;
       if (iommu === undefined) return undefined;
       const { capabilities } = buildCapabilities(externalCapabilities(iommu as Parameters<typeof externalCapabilities>[0]));
-      const unit = new VtdUnit({ name: 'dmar0', capabilities, memory, clock, timing, trace, interrupts, router, iotlbEntries: iommu['iotlb-entries'], defects });
+      const unit = new VtdUnit({ name: 'dmar0', capabilities, memory, clock, timing, trace, interrupts, router, iotlbEntries: iommu['iotlb-entries'], defects, inject: inject ?? [] });
       router.setAgent(() => true, unit);
       return unit;
     },

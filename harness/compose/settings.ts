@@ -1,3 +1,7 @@
+import type { PlannedError } from '../../iommu/intel-vtd/hardware/injected-errors.js';
+import type { DmaPort } from '../../host/pci/dma-port.js';
+import type { FunctionPort } from '../../host/pci/hardware/function-port.js';
+import type { Clock } from '../../sim/clock.js';
 import type { VectorRecorder } from '../replay/record.js';
 import type { BlockMedium } from '../../devices/nvme/hardware/medium.js';
 import type { DeviceTopology, Topology } from '../topology/schema.js';
@@ -25,6 +29,10 @@ export interface Settings {
   readonly medium?: (device: Extract<DeviceTopology, { model: 'nvme' }>) => BlockMedium | undefined;
   /** The machine is hardware only: its kernel is somebody else's. */
   readonly external?: boolean;
+  /** Stands between the devices and the fabric. */
+  readonly wrapPort?: (port: FunctionPort, clock: Clock) => DmaPort;
+  /** Errors that the IOMMU brings about on purpose. */
+  readonly inject?: readonly PlannedError[];
   /** Records what happens at the IOMMU. */
   readonly recorder?: VectorRecorder;
   /** Trace records kept; older ones are dropped from the ring, never from the hash. */

@@ -1,15 +1,19 @@
 /** Serves an external guest: one socket for each of its functions, in a folder, and its ACPI table beside them. */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Steps } from '../../sim/task.js';
+import type { Scheduler, Steps } from '../../sim/task.js';
 import { VfioUserServer } from '../../vfio/user/posix/server.js';
+import type { MachineRecorder } from '../../vfio/user/recording/index.js';
 import type { ServedFunction, ServedGuest } from './served-guest.js';
 
 export interface GuestServerOptions {
   /** Made if it is not there. */
   readonly directory: string;
-  /** How anything that comes from outside enters the machine; default: at once. */
-  readonly enter?: (action: () => void) => void;
+  /** How anything that comes from outside enters the machine. */
+  readonly enter: (action: () => void) => void;
+  /** Tasks of who starts and stops the server, which are no part of the machine. */
+  readonly outside: Scheduler;
+  readonly recorder?: MachineRecorder;
   /** An error of ours; the client is answered EIO. */
   readonly onBug: (error: unknown) => void;
 }
@@ -30,14 +34,17 @@ export class GuestServer {
   private started: FunctionServer[] = [];
 
   constructor(guest: ServedGuest, options: GuestServerOptions) {
-    const { directory, onBug } = options;
+    const { directory, onBug, enter, outside, recorder } = options;
     this.guest = guest;
     this.directory = directory;
     const table = guest.table();
     this.table = table === undefined ? undefined : join(directory, `${guest.name}-${table.signature.toLowerCase()}.aml`);
     this.functions = guest.functions.map((served) => {
       const path = join(directory, `${guest.name}-${served.name}.sock`);
-      const server = new VfioUserServer({ path, device: served.device, scheduler: guest.scheduler, onBug, policy: served.bringsMemory ? 'map-sealed' : 'messages' });
+      const server = new VfioUserServer({
+        path, device: served.device, scheduler: guest.scheduler, onBug, enter, outside, policy: served.bringsMemory ? 'map-sealed' : 'messages',
+        ...(recorder === undefined ? {} : { recorder: recorder.device(served.name) }),
+      });
       return { served, path, server };
     });
   }
@@ -45,6 +52,11 @@ export class GuestServer {
   /** A virtual machine monitor is connected to every function. */
   get attached(): boolean {
     return this.functions.every(({ server }) => server.busy);
+  }
+
+  /** Some connection is there. */
+  get busy(): boolean {
+    return this.functions.some(({ server }) => server.busy);
   }
 
   /** Writes the table and listens on every socket; on failure nothing is left. EADDRINUSE and what else `VfioUserServer.start` refuses with. */

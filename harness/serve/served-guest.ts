@@ -5,14 +5,17 @@
  * connection announces the same memory again; it is not opened a second time.
  */
 import type { InterruptSink } from '../../host/interrupts.js';
+import type { FunctionPort } from '../../host/pci/hardware/function-port.js';
 import type { PciFunction } from '../../host/pci/hardware/pci-function.js';
 import { registerCarrier } from '../../devices/register-carrier/hardware/register-carrier.js';
 import { CARRIER_BAR_ADDRESS } from '../../devices/register-carrier/spec/identity.js';
 import { encodeDmar, SCOPE_ENDPOINT } from '../../iommu/intel-vtd/spec/dmar.js';
 import type { VtdUnit } from '../../iommu/intel-vtd/hardware/unit.js';
+import type { Clock } from '../../sim/clock.js';
 import type { Scheduler } from '../../sim/task.js';
 import type { Trace } from '../../sim/trace.js';
 import { ClientMemory } from '../../vfio/user/client-memory.js';
+import { MessagePort } from '../../vfio/user/message-port.js';
 import { PciFunctionOps } from '../../vfio/user/pci-function-ops.js';
 import type { ServedDevice } from '../../vfio/user/session.js';
 import { composeServed, machineOf, type FailingClock, type ServedHardware } from '../compose/served.js';
@@ -50,7 +53,9 @@ export class ServedGuest {
     this.topology = external;
     this.memoryBytes = guest.memory;
     const topology = machineOf(settings.topology, guest);
-    this.hardware = composeServed({ ...settings, topology, scope: guest.name }, { clock, memory: this.memory.memory, interrupts: this.interrupts() });
+    // an IOMMU's walks cannot wait for answers; plain addresses of a client can be asked for
+    const byMessages = external.iommu === undefined ? { wrapPort: (port: FunctionPort, at: Clock) => new MessagePort(port, this.memory, at) } : {};
+    this.hardware = composeServed({ ...settings, ...byMessages, topology, scope: guest.name, inject: external.inject }, { clock, memory: this.memory.memory, interrupts: this.interrupts() });
     const devices = this.hardware.devices.models.map(({ name, function: fn }, i) => this.serve(name, external.devices[i]!.bdf.device, fn, this.unit === undefined && i === 0));
     this.functions = this.unit === undefined ? devices : [this.carry(this.unit), ...devices];
   }

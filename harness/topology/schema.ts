@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { DEFAULT_TIMING } from '../../host/timing.js';
+import { COMPLAINT_KINDS } from '../linux/complaint-kinds.js';
 import { parseAddress, parseBdf, parseSize, parseTime } from './units.js';
 
 const scalar = z.union([z.string(), z.number(), z.bigint()]);
@@ -337,6 +338,12 @@ const external = z.strictObject({
   kernel: kernelOptions.pick({ 'iommu-mode': true, 'scalable-mode': true }).prefault({}),
   devices: z.array(device).min(1).max(24),
   inject: z.array(unitError).max(64).default([]),
+  linux: z.strictObject({
+    run: z.array(z.string().regex(/^[a-z][a-z0-9:._-]*$/, 'expects a step such as nvme or dsa')).max(64).optional().describe('Steps of the prepared guest, in order; default: pci, nvme for a disk, dsa for an accelerator, irq'),
+    set: z.record(z.string().regex(/^[a-z]+$/), z.int().min(0)).default({}).describe('Settings of the steps, such as wqs: 5'),
+    allow: z.array(z.enum(COMPLAINT_KINDS)).default([]).describe('Complaints of the kernel that are expected'),
+    timeout: time.default(180_000_000_000).describe('Real time until the guest is ended'),
+  }).prefault({}).describe('What `vfiosim linux` has the guest do'),
 });
 
 const guest = z.strictObject({

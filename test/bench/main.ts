@@ -19,9 +19,10 @@ import { pageRequests } from './page-requests.js';
 import { passthrough } from './passthrough.js';
 import { printTable, type Row } from './report.js';
 import { translations } from './translation.js';
+import { vfioUser } from './vfio-user.js';
 
-const GROUPS: Readonly<Record<string, () => Generator<Row>>> = {
-  translate: translations, 'page-requests': pageRequests, dma: dmaBandwidth, clock: clockEvents, growth, passthrough, guests,
+const GROUPS: Readonly<Record<string, () => Generator<Row> | AsyncGenerator<Row>>> = {
+  translate: translations, 'page-requests': pageRequests, dma: dmaBandwidth, clock: clockEvents, growth, passthrough, guests, 'vfio-user': vfioUser,
 };
 
 /** Taken only when they are asked for. */
@@ -51,7 +52,7 @@ async function main(): Promise<number> {
     return 2;
   }
   if (options.child !== undefined) {
-    for (const row of ALL_GROUPS[options.child]!()) console.log(JSON.stringify(row));
+    for await (const row of ALL_GROUPS[options.child]!()) console.log(JSON.stringify(row));
     return 0;
   }
   const names = options.only ?? Object.keys(GROUPS);

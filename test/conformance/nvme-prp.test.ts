@@ -97,7 +97,8 @@ describe('a list', () => {
   });
 
   it.each([
-    ['that is not aligned', (on: NvmeWorld) => on.submit(1, READ, { nsid: 1, prp1: BUFFER, prp2: LISTS + 4, cdw: blocks(4 * 4096) }), '13'],
+    ['that is not aligned', (on: NvmeWorld) => on.submit(1, READ, { nsid: 1, prp1: BUFFER, prp2: LISTS + 2, cdw: blocks(4 * 4096) }), '13'],
+    ['that has no room for an entry in its page', (on: NvmeWorld) => on.submit(1, READ, { nsid: 1, prp1: BUFFER, prp2: LISTS + 0xffc, cdw: blocks(4 * 4096) }), '13'],
     ['with an entry inside a page', (on: NvmeWorld) => (on.address(LISTS + 8, BUFFER + 0x5200), on.submit(1, READ, { nsid: 1, prp1: BUFFER, prp2: LISTS, cdw: blocks(4 * 4096) })), '13'],
     ['whose pointer leads inside a page', (on: NvmeWorld) => (on.address(LISTS + 0xff8, LISTS + 0x2008), on.submit(1, READ, { nsid: 1, prp1: BUFFER, prp2: LISTS + 0xff0, cdw: blocks(4 * 4096) })), '13'],
     ['that is not in memory', (on: NvmeWorld) => on.submit(1, READ, { nsid: 1, prp1: BUFFER, prp2: 0x7000_0000, cdw: blocks(4 * 4096) }), '4'],

@@ -11,7 +11,7 @@ import { RootComplex } from '../../host/pci/hardware/root-complex.js';
 import { PciFunctionOps } from '../../vfio/user/index.js';
 import { IDLE, Scratch } from '../fixtures/pci-world.js';
 import { type FakeDescriptor, MemoryWorld } from './memory-world.js';
-import { CMD, dmaMap, EVENTFD_TRIGGER, infoRequest, pack, regionAccess, regionWrite, setIrqs, u16, u32, u64 } from './wire.js';
+import { CMD, dmaMap, EVENTFD_TRIGGER, infoRequest, NONE_TRIGGER, pack, regionAccess, regionWrite, setIrqs, u16, u32, u64 } from './wire.js';
 
 const CONFIG = 7, INTX = 0, MSI = 1, MSIX = 2;
 const FACTORIAL = 8, STATUS = 0x20, IRQ_STATUS = 0x24, IRQ_RAISE = 0x60, IRQ_ACK = 0x64;
@@ -137,23 +137,101 @@ describe('edu behind vfio-user', () => {
 });
 
 describe('a function with MSI-X behind vfio-user', () => {
-  it('honours the masks of its table, which the client writes, and its pending bits', () => {
-    const scratch = new Scratch();
-    const { client, pci } = served(() => new PciFunction({
-      ...IDLE, name: 'x', msix: { vectors: 4, tableBar: 0, tableOffset: 0x800, pbaOffset: 0xc00 }, bars: [{ index: 0, sizeBytes: 4096, prefetchable: false, is64: true, mmio: scratch }],
-    }));
+  const TABLE = 0x800, PBA = 0xc00, DISABLE = setIrqs(MSIX, 0, 0, NONE_TRIGGER);
+  let client: Client, pci: PciFunction;
+
+  beforeEach(() => {
+    ({ client, pci } = served(() => new PciFunction({
+      ...IDLE, name: 'x', msix: { vectors: 40, tableBar: 0, tableOffset: TABLE, pbaOffset: PBA }, bars: [{ index: 0, sizeBytes: 4096, prefetchable: false, is64: true, mmio: new Scratch() }],
+    })));
     client.write(CONFIG, 4, 6, 2);
-    const fds = [client.irq(MSIX, 0), client.irq(MSIX, 3)];
-    expect(u32(client.ok(CMD.GET_IRQ_INFO, infoRequest(16, MSIX)), 12)).toBe(4);
-    client.write(CONFIG, pci.msix!.offset + 2, 0x8000, 2);
-    pci.raiseMsix(3);
-    expect([fds[1]!.signals, client.read(0, 0xc00, 8)]).toEqual([0, 8]);
-    client.write(0, 0x800 + 3 * 16 + 12, 0);
-    client.write(0, 0x800 + 12, 0);
-    pci.raiseMsix(0);
-    expect([fds[0]!.signals, fds[1]!.signals, client.read(0, 0xc00, 8)]).toEqual([1, 1, 0]);
   });
 
+  const enable = (flags = 0x8000): void => client.write(CONFIG, pci.msix!.offset + 2, flags, 2);
+  const control = (vector: number): number => client.read(0, TABLE + vector * 16 + 12);
+
+  it('interrupts a client that keeps the table to itself and only gives eventfds, as QEMU does', () => {
+    expect(u32(client.ok(CMD.GET_IRQ_INFO, infoRequest(16, MSIX)), 12)).toBe(40);
+    // what QEMU 11.1 sends while Linux's nvme driver asks for two vectors: MSI-X on with all masked, no vector, all off, both
+    enable(0xc000);
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 0, 1, EVENTFD_TRIGGER));
+    client.ok(CMD.SET_IRQS, DISABLE);
+    const first = client.irq(MSIX);
+    enable();
+    pci.raiseMsix(0);
+    expect(first.signals).toBe(1);
+    client.ok(CMD.SET_IRQS, DISABLE);
+    pci.raiseMsix(0);
+    const both = [client.fd('eventfd'), client.fd('eventfd')];
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 0, 2, EVENTFD_TRIGGER), both);
+    expect([first.signals, both.map((fd) => fd.signals), client.read(0, PBA, 8)]).toEqual([1, [1, 0], 0]);
+    pci.raiseMsix(1);
+    expect(both.map((fd) => fd.signals)).toEqual([1, 1]);
+  });
+
+  it('what is raised without an eventfd waits for it, and nothing else is sent with it', () => {
+    enable();
+    pci.raiseMsix(33);
+    expect([control(33), client.read(0, PBA + 4)]).toEqual([1, 2]);
+    const other = client.irq(MSIX, 32), fd = client.irq(MSIX, 33);
+    expect([other.signals, fd.signals, control(33), client.read(0, PBA + 4)]).toEqual([0, 1, 0, 0]);
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 33, 1, EVENTFD_TRIGGER));
+    pci.raiseMsix(33);
+    expect([fd.signals, control(33), control(32), client.read(0, PBA + 4)]).toEqual([1, 1, 0, 2]);
+  });
+
+  it('another eventfd for the same vector takes over, as when a vector moves between KVM and QEMU', () => {
+    enable();
+    const before = client.irq(MSIX, 5), after = client.irq(MSIX, 5);
+    pci.raiseMsix(5);
+    expect([before.signals, after.signals]).toEqual([0, 1]);
+  });
+
+  it('takes 40 eventfds in pieces of 16 with gaps, as QEMU sends them', () => {
+    enable();
+    const fds = Array.from({ length: 33 }, () => client.fd('eventfd'));
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 0, 16, EVENTFD_TRIGGER), fds.slice(0, 16));
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 16, 7, EVENTFD_TRIGGER));
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 23, 16, EVENTFD_TRIGGER), fds.slice(16, 32));
+    client.ok(CMD.SET_IRQS, setIrqs(MSIX, 39, 1, EVENTFD_TRIGGER), fds.slice(32));
+    for (let vector = 0; vector < 40; vector++) pci.raiseMsix(vector);
+    expect([fds.map((fd) => fd.signals), client.read(0, PBA, 8)]).toEqual([Array.from({ length: 33 }, () => 1), 0x7f_0000]);
+  });
+
+  it('still interrupts after a reset that only the function and the guest know of', () => {
+    const fd = client.irq(MSIX);
+    enable();
+    pci.reset('flr');
+    pci.raiseMsix(0);
+    expect(fd.signals).toBe(0);
+    client.write(CONFIG, 4, 6, 2);
+    enable();
+    pci.raiseMsix(0);
+    expect([fd.signals, control(0), control(1)]).toEqual([1, 0, 1]);
+  });
+
+  it('a client that left has masked vectors again', () => {
+    enable();
+    client.irq(MSIX);
+    client.session.disconnected();
+    client.clock.run();
+    pci.raiseMsix(0);
+    expect([pci.msix!.isPending(0), client.table.open]).toEqual([true, 0]);
+  });
+
+  it('honours the masks of a client that does write the table, and its pending bits', () => {
+    const fds = [client.irq(MSIX, 0), client.irq(MSIX, 3)];
+    enable();
+    client.write(0, TABLE + 3 * 16 + 12, 1);
+    pci.raiseMsix(3);
+    expect([fds[1]!.signals, client.read(0, PBA, 8)]).toEqual([0, 8]);
+    client.write(0, TABLE + 3 * 16 + 12, 0);
+    pci.raiseMsix(0);
+    expect([fds[0]!.signals, fds[1]!.signals, client.read(0, PBA, 8)]).toEqual([1, 1, 0]);
+  });
+});
+
+describe('BARs of a function behind vfio-user', () => {
   it('64 aligned bytes are one write to a BAR', () => {
     const wide: number[] = [];
     const scratch = new (class extends Scratch {

@@ -61,6 +61,13 @@ describe('VERSION', () => {
 });
 
 describe('device, regions, interrupts', () => {
+  it('DEVICE_GET_INFO answers with as much as the client sent: rust-vmm\'s reads its 20 bytes', () => {
+    for (const [sent, argsz, answered] of [[20, 36, 20], [24, 24, 24], [64, 64, 24], [19, 16, 16]] as const) {
+      const payload = connected().ok(CMD.GET_INFO, infoRequest(sent, 0, argsz));
+      expect([payload.length, u32(payload, 0), u32(payload, 8), [...payload.subarray(16)]]).toEqual([answered, answered, 9, Array.from({ length: answered - 16 }, () => 0)]);
+    }
+  });
+
   it('DEVICE_GET_INFO', () => {
     const payload = connected().ok(CMD.GET_INFO, infoRequest(16));
     expect([u32(payload, 0), u32(payload, 4), u32(payload, 8), u32(payload, 12), payload.length]).toEqual([16, 3, 9, 5, 16]);
@@ -263,8 +270,8 @@ describe('client memory', () => {
     expect(world.sent[0]).toMatchObject({ command: CMD.DMA_WRITE, payload: pack([8, 0xfee0_0000], [8, 4], [4, 0x21]) });
   });
 
-  it('takes replies to a write with a short or a long count', () => {
-    for (const reply of [pack([8, 0x4000], [4, 4]), pack([8, 0x4000], [8, 4])]) {
+  it('takes replies to a write with a short count, a long one, or nothing but a header, as QEMU sends', () => {
+    for (const reply of [pack([8, 0x4000], [4, 4]), pack([8, 0x4000], [8, 4]), undefined]) {
       const world = connected();
       let done: unknown = 'not yet';
       world.memory.write(0x4000, new Uint8Array(4), (error) => (done = error));
@@ -333,6 +340,18 @@ describe('client memory', () => {
     expect(world.ok(CMD.DMA_UNMAP, dmaUnmap(0, 0, 2)).length).toBe(24);
   });
 
+  it('DMA_UNMAP of a range takes the regions in it, as QEMU\'s own IOMMUs ask for', () => {
+    const world = connected();
+    const gone: number[] = [];
+    world.memory.listen({ unmapped: (address, sizeBytes) => gone.push(address, sizeBytes) });
+    for (let i = 1; i < 6; i++) world.ok(CMD.DMA_MAP, dmaMap(i * 0x2000, 0x1000), [world.fd()]);
+    expect([world.errno(CMD.DMA_UNMAP, dmaUnmap(0x3000, 0x1000)), world.memory.regions.length]).toEqual([ENOENT, 5]);
+    expect(world.ok(CMD.DMA_UNMAP, dmaUnmap(0x3000, 0x4000))).toEqual(dmaUnmap(0x3000, 0x4000));
+    expect([gone, world.table.open, world.memory.regions.map(({ address }) => address)]).toEqual([[0x4000, 0x1000, 0x6000, 0x1000], 3, [0x2000, 0x8000, 0xa000]]);
+    world.ok(CMD.DMA_UNMAP, dmaUnmap(0, 2 ** 48));
+    expect([world.memory.regions.length, world.table.open, world.errno(CMD.DMA_UNMAP, dmaUnmap(0, 2 ** 48))]).toEqual([0, 0, ENOENT]);
+  });
+
   it.each([
     ['MAP: short payload', CMD.DMA_MAP, new Uint8Array(31), EINVAL],
     ['MAP: argsz', CMD.DMA_MAP, dmaMap(0, 0x1000, 0, 3, 31), EINVAL],
@@ -350,6 +369,10 @@ describe('client memory', () => {
     ['UNMAP: the flag of old for dirty pages', CMD.DMA_UNMAP, dmaUnmap(0x8000, 0x2000, 1), EINVAL],
     ['UNMAP: all, and a range', CMD.DMA_UNMAP, dmaUnmap(0x8000, 0x2000, 2), EINVAL],
     ['UNMAP: part of a region', CMD.DMA_UNMAP, dmaUnmap(0x8000, 0x1000), ENOENT],
+    ['UNMAP: the end of a region', CMD.DMA_UNMAP, dmaUnmap(0x9000, 0x1000), ENOENT],
+    ['UNMAP: into a region', CMD.DMA_UNMAP, dmaUnmap(0x7000, 0x2000), ENOENT],
+    ['UNMAP: out of a region', CMD.DMA_UNMAP, dmaUnmap(0x9000, 0x2000), ENOENT],
+    ['UNMAP: no bytes', CMD.DMA_UNMAP, dmaUnmap(0x8000, 0), ENOENT],
     ['UNMAP: no region', CMD.DMA_UNMAP, dmaUnmap(0x1_0000, 0x1000), ENOENT],
   ])('%s', (_what, command, payload, errno) => {
     const world = connected();

@@ -1,9 +1,10 @@
 /**
  * A device of tests, after the sample server of libvfio-user as its client sees it: BAR0 is 8 bytes, a time in seconds
- * at which the pin interrupts and 4 KiB go through the client's memory by messages; BAR1 is 0x3000 bytes of memory;
- * both migrate, with a first copy of BAR1 while the device runs.
+ * at which the pin interrupts and 4 KiB go through the client's memory, directly into its second region and by messages
+ * through its first; BAR1 is 0x3000 bytes of memory; both migrate, with a first copy of BAR1 while the device runs.
  */
 import { Errno } from '../../sim/errno.js';
+import type { Alarm } from '../../sim/clock.js';
 import type { Mmio } from '../../sim/mmio.js';
 import { sleep, type Scheduler, type Steps } from '../../sim/task.js';
 import type { EventFd } from '../../host/eventfd.js';
@@ -17,6 +18,11 @@ import type { ClientMemory } from '../../vfio/user/index.js';
 export const BAR1_BYTES = 0x3000;
 const CONFIG_BYTES = 256;
 const COUNTS = [1, 0, 4, 1, 1];
+const PIECE_BYTES = 1024;
+/** What the transfer moves, piece by piece. */
+const PATTERN = [0x41, 0x42, 0x43, 0x44];
+/** VFIO_DEVICE_STATE_STOP and STOP_COPY: the timer stands. */
+const STOPPED = [1, 3];
 
 export class SampleDevice implements VfioDeviceOps, MigrationVendor {
   readonly name = 'sample';
@@ -37,11 +43,15 @@ export class SampleDevice implements VfioDeviceOps, MigrationVendor {
   /** Makes the next access of BAR0 fail with a bug. */
   broken = false;
   private readonly scheduler: Scheduler;
+  private readonly epochSeconds: (() => number) | undefined;
+  private timer: Alarm | undefined;
   /** Its timer starts again when it runs. */
   private loaded = false;
 
-  constructor(scheduler: Scheduler) {
+  /** @param epochSeconds the time that BAR0 is about; without it every time has come already */
+  constructor(scheduler: Scheduler, epochSeconds?: () => number) {
     this.scheduler = scheduler;
+    this.epochSeconds = epochSeconds;
     this.migration = new VfioMigration({ device: this.name, vendor: this, scheduler });
     this.config.set([0xad, 0xde, 0xef, 0xbe]);
     this.config.set([0xfe, 0xca, 0xbe, 0xba], 0x2c);
@@ -128,6 +138,7 @@ export class SampleDevice implements VfioDeviceOps, MigrationVendor {
 
   // oxlint-disable-next-line require-yield -- MigrationVendor may sleep
   *arc(_from: number, to: number): Steps {
+    if (STOPPED.includes(to)) this.timer?.cancel();
     if (to !== 2 || !this.loaded) return;
     this.loaded = false;
     if (new DataView(this.bar0.buffer).getBigUint64(0, true) !== 0n) this.arm();
@@ -155,26 +166,44 @@ export class SampleDevice implements VfioDeviceOps, MigrationVendor {
     return { 0: this.bar0, 1: this.bar1, 7: this.config }[Math.floor(offset / REGION_STRIDE)] ?? new Uint8Array(0);
   }
 
-  /** Interrupts now: the seconds of BAR0 are in the past for a clock that has just begun, or this would be no test. */
   private arm(): void {
-    this.scheduler.clock.post(0, () => {
+    const { clock } = this.scheduler;
+    const seconds = Number(new DataView(this.bar0.buffer).getBigUint64(0, true));
+    const delayNs = this.epochSeconds === undefined ? 0 : Math.max(0, seconds - this.epochSeconds()) * 1e9;
+    this.timer?.cancel();
+    this.timer = clock.after(delayNs, () => {
       this.triggers.get('0.0.trigger')?.signal();
-      this.write1024(0);
+      this.writeDirectly();
+      this.moveByMessages(0);
     });
   }
 
+  private writeDirectly(): void {
+    const { memory } = this;
+    const region = memory?.regions[1];
+    if (memory === undefined || region?.window === undefined) return;
+    for (const [i, value] of PATTERN.entries()) {
+      const address = region.address + i * PIECE_BYTES, bytes = new Uint8Array(PIECE_BYTES).fill(value);
+      const back = new Uint8Array(PIECE_BYTES);
+      const moved = memory.memory.write(address, bytes, 0, PIECE_BYTES) && memory.memory.read(address, back, 0, PIECE_BYTES) && back.every((byte) => byte === value);
+      if (!moved) this.moved.push(new Errno('EFAULT', `direct DMA to ${address}`));
+    }
+  }
+
   /** Four messages to write, then four to read, each after the answer to the one before. */
-  private write1024(step: number): void {
+  private moveByMessages(step: number): void {
     const { memory } = this;
     if (memory === undefined || memory.regions.length === 0) return;
-    const address = memory.regions[0]!.address + (step % 4) * 1024;
-    const bytes = new Uint8Array(1024).fill(0x41 + (step % 4));
+    const piece = step % PATTERN.length, value = PATTERN[piece]!, reading = step >= PATTERN.length;
+    const address = memory.regions[0]!.address + piece * PIECE_BYTES;
+    const bytes = new Uint8Array(PIECE_BYTES).fill(reading ? 0 : value);
     const next = (error: Errno | undefined): void => {
-      this.moved.push(error);
-      if (step < 7) this.write1024(step + 1);
+      const wrong = error === undefined && reading && !bytes.every((byte) => byte === value);
+      this.moved.push(wrong ? new Errno('EIO', `what was read from ${address} was never written`) : error);
+      if (step < 2 * PATTERN.length - 1) this.moveByMessages(step + 1);
       else this.moved.push('done');
     };
-    if (step < 4) memory.writeByMessages(address, bytes, next);
-    else memory.readByMessages(address, bytes, next);
+    if (reading) memory.readByMessages(address, bytes, next);
+    else memory.writeByMessages(address, bytes, next);
   }
 }

@@ -120,8 +120,9 @@ export class ClientMemory {
   }
 
   /**
-   * @internal DMA_UNMAP: no reference is left when this returns.
-   * EINVAL flags, a range together with ALL; ENOENT no region is exactly this range.
+   * @internal DMA_UNMAP: no reference is left when this returns. A range takes all regions in it, as in the kernel's
+   * type 1: QEMU's own vIOMMUs unmap far more at once than they mapped (hw/i386/intel_iommu.c vtd_address_space_unmap).
+   * EINVAL flags, a range together with ALL; ENOENT no region is in this range, or one only in part.
    */
   unmap({ flags, address, sizeBytes }: DmaUnmapRequest): void {
     if ((flags & ~DMA_UNMAP_ALL) !== 0) throw new Errno('EINVAL', `DMA_UNMAP: flags ${hex(flags)}`);
@@ -132,8 +133,9 @@ export class ClientMemory {
       for (const region of had) this.tell(region.address, region.sizeBytes);
       return;
     }
-    if (!this.regionList.remove(address, sizeBytes)) throw new Errno('ENOENT', `DMA_UNMAP: no region is ${hex(sizeBytes)} bytes at ${hex(address)}`);
-    this.tell(address, sizeBytes);
+    const removed = this.regionList.remove(address, sizeBytes);
+    if (removed.length === 0) throw new Errno('ENOENT', `DMA_UNMAP: no whole regions are in ${hex(sizeBytes)} bytes at ${hex(address)}`);
+    for (const region of removed) this.tell(region.address, region.sizeBytes);
   }
 
   private tell(address: number, sizeBytes: number): void {

@@ -44,14 +44,16 @@ export class ClientRegions {
     this.generation++;
   }
 
-  /** Takes away the region that is exactly this range, and closes its window. */
-  remove(address: number, sizeBytes: number): boolean {
-    const index = this.indexAfter(address) - 1;
-    const region = this.all[index];
-    if (region === undefined || region.address !== address || region.sizeBytes !== sizeBytes) return false;
-    this.all.splice(index, 1);
-    this.forget(region);
-    return true;
+  /** Takes away the regions that lie in this range and closes their windows; nothing where the range cuts one in two. */
+  remove(address: number, sizeBytes: number): readonly ClientRegion[] {
+    const end = address + sizeBytes, before = this.indexAfter(address) - 1;
+    const from = before >= 0 && this.all[before]!.address === address ? before : before + 1;
+    const to = this.indexAfter(end - 1);
+    const cut = from > 0 && this.all[from - 1]!.address + this.all[from - 1]!.sizeBytes > address;
+    if (cut || (to > from && this.all[to - 1]!.address + this.all[to - 1]!.sizeBytes > end)) return [];
+    const removed = this.all.splice(from, Math.max(0, to - from));
+    for (const region of removed) this.forget(region);
+    return removed;
   }
 
   clear(): void {

@@ -100,6 +100,8 @@ export class ClientRequests {
   private complete(request: Request, payload: Uint8Array): Errno | undefined {
     const { command, address, bytes } = request;
     const write = command === VFIO_USER_DMA_WRITE;
+    // QEMU 10's answer to a write is a header alone (hw/vfio-user/pci.c vfio_user_dma_write)
+    if (write && payload.length === 0) return undefined;
     try {
       const long = write ? payload.length >= DMA_WRITE_REPLY_MIN_SIZE : payload.length === DMA_ACCESS_SIZE + bytes.length;
       const count = long && payload.length >= DMA_ACCESS_SIZE ? load64(payload, 8, 'count') : bytes.length;

@@ -44,11 +44,12 @@ export class DeviceCommands {
     this.maxTransferBytes = maxTransferBytes;
   }
 
-  /** DEVICE_GET_INFO. EINVAL length, argsz. */
+  /** DEVICE_GET_INFO. As much of the record as the client sent: some read exactly that (rust-vmm's has cap_offset too, QEMU's has not). EINVAL length, argsz. */
   info(payload: Uint8Array): Reply {
     checkArgsz(payload, DEVICE_INFO_MINSZ, 'DEVICE_GET_INFO');
     const { flags, regions, irqs } = this.ops.info();
-    return { payload: bytesOf(DEVICE_INFO.encode({ argsz: DEVICE_INFO_MINSZ, flags: flags >>> 0, num_regions: regions, num_irqs: irqs }), DEVICE_INFO_MINSZ) };
+    const sizeBytes = Math.min(payload.length & ~3, DEVICE_INFO.sizeBytes);
+    return { payload: bytesOf(DEVICE_INFO.encode({ argsz: sizeBytes, flags: flags >>> 0, num_regions: regions, num_irqs: irqs }), sizeBytes) };
   }
 
   /**

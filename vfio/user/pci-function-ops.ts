@@ -2,8 +2,11 @@
  * A function's hardware as a device of VFIO, for serving it to somebody else's machine: configuration space as bytes,
  * BARs as their windows, interrupts by eventfd. What a kernel's vfio-pci virtualizes (BAR addresses, MSI control) is
  * the client's business here; the function's own registers are the truth. A vector is sent when the function's own
- * enables and masks let it through and the client gave an eventfd. Left out: expansion ROM, VGA, mapping of BARs,
- * migration.
+ * enables and masks let it through and the client gave an eventfd. The MSI-X table is an exception: QEMU and
+ * cloud-hypervisor keep it to themselves (QEMU hw/vfio/pci.c vfio_msix_setup), so that the guest's writes never arrive.
+ * An eventfd therefore unmasks its vector and taking it away masks it, as the kernel does with the real table under
+ * vfio-pci; what is raised in between is pending and sent afterwards. Writes of a client that does forward them count
+ * from then on. Left out: expansion ROM, VGA, mapping of BARs, migration.
  */
 import { Errno } from '../../sim/errno.js';
 import { load32, loadSized, store32, storeSized } from '../../sim/little-endian.js';
@@ -11,13 +14,15 @@ import type { Mmio } from '../../sim/mmio.js';
 import type { Steps } from '../../sim/task.js';
 import type { EventFd } from '../../host/eventfd.js';
 import type { InterruptDelivery, PciFunction } from '../../host/pci/hardware/pci-function.js';
-import { PCI_CFG_SPACE_EXP_SIZE, PCI_STD_NUM_BARS } from '../../host/pci/spec/index.js';
+import { PCI_CFG_SPACE_EXP_SIZE, PCI_MSIX_ENTRY_CTRL_MASKBIT, PCI_MSIX_ENTRY_SIZE, PCI_STD_NUM_BARS } from '../../host/pci/spec/index.js';
 import {
   DEVICE_FLAGS_PCI, DEVICE_FLAGS_RESET, IRQ_INFO_AUTOMASKED, IRQ_INFO_EVENTFD, IRQ_INFO_MASKABLE, PCI_CONFIG_REGION, PCI_ERR_IRQ, PCI_INTX_IRQ, PCI_MSI_IRQ, PCI_MSIX_IRQ,
   PCI_NUM_IRQS, PCI_NUM_REGIONS, PCI_REQ_IRQ, REGION_INFO_READ, REGION_INFO_WRITE, REGION_STRIDE, type VfioDeviceInfo, type VfioDeviceOps, type VfioIrqInfo, type VfioIrqSet,
   type VfioRegionInfo,
 } from '../device.js';
 
+/** Vector control in an entry of the MSI-X table. */
+const VECTOR_CONTROL = 12;
 /** MOVDIR64B and ENQCMD write so much. */
 const WIDE_BYTES = 64;
 
@@ -39,6 +44,10 @@ export class PciFunctionOps implements VfioDeviceOps, InterruptDelivery {
     this.name = pci.name;
     const counts = [pci.hasIntx ? 1 : 0, pci.msi?.vectors ?? 0, pci.msix?.options.vectors ?? 0, 1, 1];
     this.vectors = counts.map((count) => Array.from({ length: count }, () => ({ trigger: undefined, masked: false })));
+    // a reset that the guest asks for in configuration space is none to the client: it does not send its eventfds again
+    pci.listen((change) => {
+      if (change === 'reset') this.maskUnwired();
+    });
   }
 
   // oxlint-disable-next-line require-yield -- VfioDeviceOps.open may sleep
@@ -168,7 +177,7 @@ export class PciFunctionOps implements VfioDeviceOps, InterruptDelivery {
     const vector = this.vectors[index]![subindex]!;
     if (data.kind === 'eventfd') {
       if (action === 'unmask') this.listenForUnmask(data.fds[i]);
-      else this.setTrigger(index, vector, data.fds[i]);
+      else this.setTrigger(index, subindex, data.fds[i]);
       return;
     }
     if (data.kind === 'bool' && data.values[i] !== true) return;
@@ -177,8 +186,10 @@ export class PciFunctionOps implements VfioDeviceOps, InterruptDelivery {
     else this.unmask();
   }
 
-  private setTrigger(index: number, vector: Vector, trigger: EventFd | undefined): void {
+  private setTrigger(index: number, subindex: number, trigger: EventFd | undefined): void {
+    const vector = this.vectors[index]![subindex]!;
     vector.trigger = trigger;
+    if (index === PCI_MSIX_IRQ) this.maskMsix(subindex, trigger === undefined);
     if (index !== PCI_INTX_IRQ) return;
     vector.masked = false;
     if (this.line) this.sendIntx();
@@ -203,6 +214,16 @@ export class PciFunctionOps implements VfioDeviceOps, InterruptDelivery {
       vector.masked = false;
     }
     if (index === PCI_INTX_IRQ) this.listenForUnmask(undefined);
+    if (index === PCI_MSIX_IRQ) this.maskUnwired();
+  }
+
+  /** Unmasking sends what is pending. */
+  private maskMsix(vector: number, masked: boolean): void {
+    this.pci.msix!.writeTable(vector * PCI_MSIX_ENTRY_SIZE + VECTOR_CONTROL, masked ? PCI_MSIX_ENTRY_CTRL_MASKBIT : 0);
+  }
+
+  private maskUnwired(): void {
+    for (const [vector, { trigger }] of this.vectors[PCI_MSIX_IRQ]!.entries()) this.maskMsix(vector, trigger === undefined);
   }
 
   private vectorsOf(index: number): readonly Vector[] {

@@ -22,7 +22,7 @@ import {
   type Capabilities, type Header, type Message,
 } from './protocol/index.js';
 import type { VfioUserTrace } from './trace-kinds.js';
-import type { ReceivedDescriptor, Transport } from './transport.js';
+import type { ByteSink, ReceivedDescriptor, Transport } from './transport.js';
 
 /** A device on a socket. */
 export interface ServedDevice {
@@ -67,7 +67,7 @@ export interface SessionOptions {
   readonly scheduler: Scheduler;
   readonly limits?: Partial<SessionLimits>;
   /** Makes a second channel for a client that can use one; `replies` takes what arrives there. */
-  readonly openTwin?: (replies: TwinReader) => TwinChannel;
+  readonly openTwin?: (replies: ByteSink) => TwinChannel;
   readonly trace?: VfioUserTrace;
   /** An error of ours in a handler: the client gets EIO and the session goes on. */
   readonly onBug?: (error: unknown) => void;
@@ -77,14 +77,7 @@ export interface SessionOptions {
   readonly defects?: ReadonlySet<string>;
 }
 
-/** Takes replies from the second channel. */
-export interface TwinReader {
-  readonly space: Uint8Array;
-  received(count: number, descriptors?: readonly ReceivedDescriptor[], truncated?: boolean): void;
-  disconnected(): void;
-}
-
-export class Session {
+export class Session implements ByteSink {
   /** Commands that were refused. */
   refusals = 0;
   private readonly options: SessionOptions;
@@ -306,7 +299,7 @@ export class Session {
   }
 
   /** Only replies come here. */
-  private twinReader(): TwinReader {
+  private twinReader(): ByteSink {
     const reader = new MessageReader(HEADER_SIZE + RECORD_BYTES + this.limits.maxTransferBytes, 0);
     return {
       get space() {

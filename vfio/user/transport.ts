@@ -13,6 +13,20 @@ export interface Transport {
   resume(): void;
 }
 
+/** What takes bytes: a session, its second channel, a client. */
+export interface ByteSink {
+  /** Where the next bytes go. */
+  readonly space: Uint8Array;
+  /** False: stop reading until `Transport.resume`. */
+  readonly accepting?: boolean;
+  /** `count` bytes were put into `space`, and these descriptors came with them. @param truncated descriptors were lost on the way */
+  received(count: number, descriptors: readonly ReceivedDescriptor[], truncated: boolean): void;
+  disconnected(why?: string): void;
+}
+
+/** How anything that comes from outside gets into the machine: `WallClock.enter`, or at once. */
+export type Enter = (action: () => void) => void;
+
 /** Memory of the client that can be reached without asking it. Offsets count from the start of the region. */
 export interface MemoryWindow {
   /** Halves of the last `load64`. */

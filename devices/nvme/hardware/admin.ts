@@ -110,7 +110,9 @@ export class AdminUnit {
       case CNS.NAMESPACE:
       case CNS.ALLOCATED_NAMESPACE:
         // capabilities common to all namespaces are not offered: NSID FFFFFFFFh needs namespace management
-        return nsid === NSID ? identifyNamespace({ serial, blockShift, blocks: Math.floor(options.medium.sizeBytes / 2 ** blockShift) }) : INVALID_NAMESPACE;
+        return nsid === NSID
+          ? identifyNamespace({ serial, blockShift, blocks: Math.floor(options.medium.sizeBytes / 2 ** blockShift), readOnly: options.medium.readOnly ?? false })
+          : INVALID_NAMESPACE;
       case CNS.ACTIVE_NAMESPACES:
       case CNS.ALLOCATED_NAMESPACES: return nsid >= NSID_ALL - 1 ? INVALID_NAMESPACE : namespaceList(nsid);
       case CNS.NAMESPACE_DESCRIPTORS: return nsid === NSID ? namespaceDescriptors(serial) : INVALID_NAMESPACE;

@@ -2,7 +2,7 @@
 import { store32, storeSized } from '../../../sim/little-endian.js';
 import { storeAddress } from '../spec/commands.js';
 import {
-  CNTRLTYPE_IO, DLFEAT_WRITE_ZEROES, DLFEAT_ZEROES, FR_BYTES, ID_CTRL, ID_NS, IDENTIFY_SIZE, LPA_EFFECTS, LPA_EXTENDED, MN_BYTES, NIDT_EUI64, NIDT_UUID, ONCS_COMPARE,
+  CNTRLTYPE_IO, DLFEAT_WRITE_ZEROES, DLFEAT_ZEROES, FR_BYTES, ID_CTRL, ID_NS, IDENTIFY_SIZE, LPA_EFFECTS, LPA_EXTENDED, MN_BYTES, NIDT_EUI64, NIDT_UUID, NSATTR_PROTECTED, ONCS_COMPARE,
   ONCS_DSM, ONCS_SELECT, ONCS_WRITE_ZEROES, SN_BYTES, VWC_FLUSH_ALL, VWC_PRESENT,
 } from '../spec/identify.js';
 import { CQES, NVME_SUBSYSTEM_VENDOR_ID, NVME_VENDOR_ID, SQES, VS_1_4 } from '../spec/registers.js';
@@ -27,6 +27,7 @@ export interface NamespaceIdentity {
   readonly blocks: number;
   /** Log2 of the bytes of a block. */
   readonly blockShift: number;
+  readonly readOnly: boolean;
 }
 
 export function identifyController({ serial, mdts }: ControllerIdentity): Uint8Array {
@@ -62,13 +63,14 @@ export function identifyController({ serial, mdts }: ControllerIdentity): Uint8A
   return data;
 }
 
-export function identifyNamespace({ serial, blocks, blockShift }: NamespaceIdentity): Uint8Array {
+export function identifyNamespace({ serial, blocks, blockShift, readOnly }: NamespaceIdentity): Uint8Array {
   const data = new Uint8Array(IDENTIFY_SIZE);
   storeAddress(data, ID_NS.NSZE, blocks);
   storeAddress(data, ID_NS.NCAP, blocks);
   storeAddress(data, ID_NS.NUSE, blocks);
   data[ID_NS.DLFEAT] = DLFEAT_ZEROES | DLFEAT_WRITE_ZEROES;
   storeAddress(data, ID_NS.NVMCAP, blocks * 2 ** blockShift);
+  data[ID_NS.NSATTR] = readOnly ? NSATTR_PROTECTED : 0;
   data.set(euiOf(serial), ID_NS.EUI64);
   // format 0, the only one: no metadata
   data[ID_NS.LBAF0 + 2] = blockShift;

@@ -10,6 +10,8 @@ import { FORGOTTEN } from './transfer.js';
 /** The one namespace. */
 export const NSID = 1;
 const MDTS_UNIT = 4096;
+/** What a write protected namespace refuses (section 8.19). Flush succeeds: there is nothing to do. */
+const WRITES: readonly number[] = [IO.WRITE, IO.WRITE_ZEROES, IO.DSM];
 
 interface BlockRange {
   readonly offset: number;
@@ -29,6 +31,7 @@ export class IoUnit {
     if ((command.words[0]! & (FUSE_MASK | PSDT_MASK)) !== 0) return STATUS.INVALID_FIELD | DNR;
     if (!Object.values<number>(IO).includes(command.opcode)) return STATUS.INVALID_OPCODE | DNR;
     if (command.nsid !== NSID && (command.opcode !== IO.FLUSH || command.nsid !== NSID_ALL)) return STATUS.INVALID_NAMESPACE | DNR;
+    if ((this.controller.options.medium.readOnly ?? false) && WRITES.includes(command.opcode)) return STATUS.WRITE_PROTECTED | DNR;
     switch (command.opcode) {
       case IO.FLUSH: return yield* this.flush(command, life);
       case IO.READ: return yield* this.read(command, life);

@@ -6,6 +6,8 @@ import { assert } from '../../../sim/assert.js';
 
 export interface BlockMedium {
   readonly sizeBytes: number;
+  /** Writes are refused before they are tried (Namespace is Write Protected). */
+  readonly readOnly?: boolean;
   /** Fills `target` from `offset` on. False: the medium could not (the command ends with an unrecovered read error). */
   read(offset: number, target: Uint8Array): boolean;
   /** False: the medium could not (write fault); what it holds there is then undefined. */

@@ -1,7 +1,9 @@
 /**
  * Data between the controller and memory: where PRP entries and lists say that it lies (NVMe 1.4 section 4.3), and moving it.
  * The first entry may begin anywhere in its page at a multiple of four; every other one begins its page. A list may
- * begin inside a page, at a multiple of eight; the last entry of a page of it leads to the next page while more follow.
+ * begin inside a page; the last entry of a page of it leads to the next page while more follow. It should begin at a
+ * multiple of eight, but SeaBIOS has lists at odd multiples of four (nvme_namespace.prpl in src/hw/nvme-int.h, where
+ * 64-bit words have the i386's alignment) and QEMU reads them there, so they are read there.
  */
 import { pageOfWords } from '../../../sim/address.js';
 import { load32 } from '../../../sim/little-endian.js';
@@ -77,9 +79,9 @@ export class Transfer {
 
   private *locateList(lo: number, hi: number, sizeBytes: number): Steps<number> {
     const { pageBytes } = this;
-    if ((lo & (ENTRY_BYTES - 1)) !== 0) return STATUS.INVALID_PRP_OFFSET | DNR;
+    if ((lo & 3) !== 0 || pageBytes - (lo & (pageBytes - 1)) < ENTRY_BYTES) return STATUS.INVALID_PRP_OFFSET | DNR;
     for (let left = sizeBytes; ; ) {
-      const needed = Math.ceil(left / pageBytes), room = (pageBytes - (lo & (pageBytes - 1))) / ENTRY_BYTES;
+      const needed = Math.ceil(left / pageBytes), room = Math.floor((pageBytes - (lo & (pageBytes - 1))) / ENTRY_BYTES);
       const count = Math.min(needed, room);
       const bytes = new Uint8Array(count * ENTRY_BYTES);
       const status = yield* this.request(false, pageOfWords(lo, hi), lo & 0xfff, bytes, 0, bytes.length);

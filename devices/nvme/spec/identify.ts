@@ -33,10 +33,12 @@ export const VWC_PRESENT = 1;
 export const VWC_FLUSH_ALL = 3 << 1;
 
 /** Offsets in the namespace's structure. */
-export const ID_NS = { NSZE: 0, NCAP: 8, NUSE: 16, NSFEAT: 24, NLBAF: 25, FLBAS: 26, DLFEAT: 33, NVMCAP: 48, EUI64: 120, LBAF0: 128 } as const;
+export const ID_NS = { NSZE: 0, NCAP: 8, NUSE: 16, NSFEAT: 24, NLBAF: 25, FLBAS: 26, DLFEAT: 33, NVMCAP: 48, NSATTR: 99, EUI64: 120, LBAF0: 128 } as const;
 /** DLFEAT: deallocated blocks read zero, Write Zeroes can deallocate. */
 export const DLFEAT_ZEROES = 1;
 export const DLFEAT_WRITE_ZEROES = 8;
+/** NSATTR: the namespace is write protected. */
+export const NSATTR_PROTECTED = 1;
 
 /** Types of namespace identification descriptors; each has type, length, two reserved bytes, then its value. */
 export const NIDT_EUI64 = 1;

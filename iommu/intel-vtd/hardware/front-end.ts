@@ -20,6 +20,7 @@ import type { Timing } from '../../../host/timing.js';
 import type { BackEnd, FaultRecord, FrontEndSink } from './back-end.js';
 import { EventMessage } from './event-message.js';
 import { FaultRecording } from './fault-recording.js';
+import { InjectedErrors, type PlannedError } from './injected-errors.js';
 import { InvalidationQueue } from './invalidation-queue.js';
 import { PageRequestQueue } from './page-request-queue.js';
 import { defineVtdTraceKinds, type VtdTraceKinds } from './trace-kinds.js';
@@ -45,6 +46,8 @@ export interface VtdFrontEndOptions {
   /** Requester id under which the unit's own interrupts appear; default 0. */
   readonly sourceId?: number;
   readonly defects?: ReadonlySet<string>;
+  /** Errors to bring about. */
+  readonly inject?: readonly PlannedError[];
 }
 
 /** A register as `inspect` prints it. */
@@ -86,6 +89,7 @@ export class VtdFrontEnd extends PlainMmio implements FrontEndSink {
     super();
     const { capabilities, trace } = options;
     const defects = options.defects ?? new Set<string>();
+    const injected = options.inject === undefined || options.inject.length === 0 ? undefined : new InjectedErrors(options.inject);
     this.name = options.name;
     this.capabilities = capabilities;
     this.trace = trace;
@@ -106,11 +110,11 @@ export class VtdFrontEnd extends PlainMmio implements FrontEndSink {
     this.faults = new FaultRecording(this.registers, capabilities.faultRecords, faultEvent, trace, this.kinds.fault, options.name);
     this.pageRequests = new PageRequestQueue({
       unit: options.name, registers: this.registers, memory: options.memory, event: pageRequestEvent, trace, kinds: this.kinds,
-      loseOverflowAnswers: defects.has('vtd.lose-overflow-answer'),
+      loseOverflowAnswers: defects.has('vtd.lose-overflow-answer'), injected,
     });
     this.invalidationQueue = new InvalidationQueue({
       unit: options.name, registers: this.registers, capabilities, memory: options.memory, clock: options.clock, timing: options.timing,
-      completion: completionEvent, faults: this.faults, trace, kinds: this.kinds, tableMode: () => this.tableMode,
+      completion: completionEvent, faults: this.faults, trace, kinds: this.kinds, tableMode: () => this.tableMode, injected,
       defects: {
         skipIotlb: defects.has('vtd.skip-iotlb-flush'),
         waitIgnoresDeviceTlb: defects.has('vtd.wait-ignores-device-tlb'),

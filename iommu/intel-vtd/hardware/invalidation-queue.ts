@@ -23,6 +23,7 @@ import type { Timing } from '../../../host/timing.js';
 import type { BackEnd, ContextGranularity, DeviceTlbResult, IotlbGranularity } from './back-end.js';
 import type { EventMessage } from './event-message.js';
 import type { FaultRecording } from './fault-recording.js';
+import type { InjectedErrors } from './injected-errors.js';
 import type { VtdTraceKinds } from './trace-kinds.js';
 import type { VtdCapabilities } from '../spec/capabilities.js';
 import { DESCRIPTOR, DESCRIPTOR_LAYOUTS } from '../spec/descriptors.js';
@@ -41,6 +42,7 @@ export interface InvalidationQueueOptions {
   readonly kinds: VtdTraceKinds;
   /** Translation table mode that is in force. */
   readonly tableMode: () => number;
+  readonly injected?: InjectedErrors | undefined;
   readonly defects: {
     /** IOTLB and PASID-based IOTLB invalidations do nothing. */
     readonly skipIotlb: boolean;
@@ -182,6 +184,7 @@ export class InvalidationQueue {
     if (!this.load(head, wide)) return this.fail(IQEI.FETCH_ERROR);
     const error = this.check(wide);
     if (error !== 0) return this.fail(error);
+    if (this.options.injected?.malformed(this.words[0]! & 0xf) === true) return this.fail(IQEI.RESERVED_FIELD);
     this.headRegister.lo = (head + (wide ? 32 : 16)) & (sizeBytes - 1);
     this.execute();
     return true;
@@ -317,10 +320,13 @@ export class InvalidationQueue {
     const page = pages === Infinity ? 0 : pageOfWords(q1, h1) - (pageOfWords(q1, h1) % pages);
     const ended = this.begin();
     const era = this.era;
-    this.backEnd!.invalidateDeviceTlb(sourceId, pasid, page, pages, global, (result: DeviceTlbResult) => {
+    const done = (result: DeviceTlbResult): void => {
       if (result === 'timed-out' && era === this.era) this.timedOut(sourceId);
       ended();
-    });
+    };
+    const { clock, timing, injected } = this.options;
+    if (injected?.unanswered(this.words[0]! & 0xf) === true) clock.post(timing.options.invalidationTimeoutNs, () => done('timed-out'));
+    else this.backEnd!.invalidateDeviceTlb(sourceId, pasid, page, pages, global, done);
   }
 
   /** Registers an operation that wait descriptors behind it wait for; the result ends it. */

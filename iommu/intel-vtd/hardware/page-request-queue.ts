@@ -14,6 +14,7 @@ import { WORD, hiOfPage, loOfPage } from '../../../sim/address.js';
 import { ACCESS_EXECUTE, ACCESS_PRIVILEGED, ACCESS_READ, ACCESS_WRITE, NO_PASID, PRG_SUCCESS } from '../../../host/pci/dma-port.js';
 import type { BackEnd } from './back-end.js';
 import type { EventMessage } from './event-message.js';
+import type { InjectedErrors } from './injected-errors.js';
 import type { VtdTraceKinds } from './trace-kinds.js';
 import { PAGE_REQUEST_BYTES, PAGE_REQUEST_TYPE } from '../spec/descriptors.js';
 import { PRS_PPR, PRS_PRO } from '../spec/registers.js';
@@ -27,6 +28,7 @@ export interface PageRequestQueueOptions {
   readonly kinds: VtdTraceKinds;
   /** Last requests that overflow get no answer. */
   readonly loseOverflowAnswers: boolean;
+  readonly injected?: InjectedErrors | undefined;
 }
 
 export class PageRequestQueue {
@@ -41,6 +43,7 @@ export class PageRequestQueue {
   private readonly kinds: VtdTraceKinds;
   private readonly unitName: number;
   private readonly loseOverflowAnswers: boolean;
+  private readonly injected: InjectedErrors | undefined;
   private backEnd: BackEnd | undefined;
   private base = 0;
   private ringMask = 0xfe0;
@@ -56,6 +59,7 @@ export class PageRequestQueue {
     this.kinds = options.kinds;
     this.unitName = options.trace.intern(options.unit);
     this.loseOverflowAnswers = options.loseOverflowAnswers;
+    this.injected = options.injected;
     const address = r['PQA']!;
     address.onWrite = () => {
       this.base = address.hi * WORD + ((address.lo & ~0xfff) >>> 0);
@@ -83,7 +87,7 @@ export class PageRequestQueue {
     const next = (tail + PAGE_REQUEST_BYTES) & this.ringMask;
     const status = this.status.lo;
     if ((status & PRS_PRO) === 0) {
-      if (next !== (this.head.lo & this.ringMask) && this.store(this.base + tail, sourceId, pasid, page, access, last, prgIndex)) {
+      if (next !== (this.head.lo & this.ringMask) && this.injected?.full() !== true && this.store(this.base + tail, sourceId, pasid, page, access, last, prgIndex)) {
         this.counts.queued++;
         this.tail.lo = next;
         this.trace.record(this.kinds.pageRequest, correlation, this.unitName, sourceId, pasid, page, access, last ? 1 : 0, prgIndex, tail);

@@ -10,6 +10,7 @@ import type { InterruptSink } from '../../../host/interrupts.js';
 import type { DmaStatus, FunctionRouter, TranslationAgent, TranslationCompletion } from '../../../host/pci/dma-port.js';
 import type { Timing } from '../../../host/timing.js';
 import { VTD_FRONT_END_DEFECTS, VtdFrontEnd, type RegisterDescription } from './front-end.js';
+import type { PlannedError } from './injected-errors.js';
 import { TRANSLATION_DEFECTS, TranslationBackEnd } from './translation.js';
 import type { VtdCapabilities } from '../spec/capabilities.js';
 
@@ -32,6 +33,8 @@ export interface VtdUnitOptions {
   /** Requester id under which the unit's own interrupts appear; default 0. */
   readonly sourceId?: number;
   readonly defects?: ReadonlySet<string>;
+  /** Errors to bring about on purpose. */
+  readonly inject?: readonly PlannedError[];
 }
 
 export class VtdUnit implements TranslationAgent, Mmio {

@@ -34,6 +34,8 @@ export const F_SEAL_SHRINK = 0x0002;
 export const O_ACCMODE = 3;
 export const O_RDONLY = 0;
 export const O_WRONLY = 1;
+export const FALLOC_FL_KEEP_SIZE = 1;
+export const FALLOC_FL_PUNCH_HOLE = 2;
 export const MFD_CLOEXEC = 1;
 export const MFD_ALLOW_SEALING = 2;
 export const EFD_CLOEXEC = 0o2000000;
@@ -76,6 +78,7 @@ export interface PosixCalls {
   fcntl(fd: number, command: number, argument: number): number;
   memfd_create(name: string, flags: number): number;
   ftruncate(fd: number, length: number): number;
+  fallocate(fd: number, mode: number, offset: number, length: number): number;
   eventfd(initial: number, flags: number): number;
   read(fd: number, buffer: Uint8Array, length: number): number;
   write(fd: number, buffer: Uint8Array, length: number): number;
@@ -96,6 +99,7 @@ const PROTOTYPES: Readonly<Record<string, string>> = {
   connect: 'int connect(int, void *, uint32_t)', accept4: 'int accept4(int, void *, void *, int)', recv: 'int64_t recv(int, void *, size_t, int)',
   send: 'int64_t send(int, void *, size_t, int)', recvmsg: 'int64_t recvmsg(int, uintptr_t, int)', sendmsg: 'int64_t sendmsg(int, uintptr_t, int)',
   close: 'int close(int)', fcntl: 'int fcntl(int, int, long)', memfd_create: 'int memfd_create(str, unsigned int)', ftruncate: 'int ftruncate(int, int64_t)',
+  fallocate: 'int fallocate64(int, int, int64_t, int64_t)',
   eventfd: 'int eventfd(unsigned int, int)', read: 'int64_t read(int, void *, size_t)', write: 'int64_t write(int, void *, size_t)',
   pread: 'int64_t pread64(int, void *, size_t, int64_t)', pwrite: 'int64_t pwrite64(int, void *, size_t, int64_t)',
   poll: 'int poll(void *, unsigned long, int)', mmap: 'intptr_t mmap64(void *, size_t, int, int, int, int64_t)', munmap: 'int munmap(uintptr_t, size_t)',

@@ -7,7 +7,7 @@
 import { fstatSync, readFileSync, readlinkSync } from 'node:fs';
 import { hex } from '../../../sim/address.js';
 import { Errno } from '../../../sim/errno.js';
-import type { MemoryWindow, ReceivedDescriptor, RemoteSignal } from '../transport.js';
+import type { Enter, MemoryWindow, ReceivedDescriptor, RemoteSignal } from '../transport.js';
 import { F_GET_SEALS, F_GETFL, F_SEAL_SHRINK, O_ACCMODE, O_RDONLY, O_WRONLY, type PosixCalls } from './calls.js';
 import { FileWindow } from './file-window.js';
 import { MappedWindow } from './mapping.js';
@@ -22,13 +22,15 @@ export type WindowPolicy = 'map-sealed' | 'file' | 'messages';
 export class PosixDescriptor implements ReceivedDescriptor {
   private readonly calls: PosixCalls;
   private readonly policy: WindowPolicy;
+  private readonly enter: Enter;
   /** -1: given away or closed. */
   private fd: number;
 
-  constructor(calls: PosixCalls, fd: number, policy: WindowPolicy) {
+  constructor(calls: PosixCalls, fd: number, policy: WindowPolicy, enter: Enter) {
     this.calls = calls;
     this.fd = fd;
     this.policy = policy;
+    this.enter = enter;
   }
 
   openWindow(offset: number, sizeBytes: number, writable: boolean): MemoryWindow | undefined {
@@ -56,7 +58,7 @@ export class PosixDescriptor implements ReceivedDescriptor {
     const { calls, fd } = this;
     if (!isEventFd(fd)) throw new Errno('EINVAL', 'a descriptor that is no eventfd');
     this.fd = -1;
-    return new PosixSignal(calls, fd);
+    return new PosixSignal(calls, fd, this.enter);
   }
 
   close(): void {

@@ -5,10 +5,14 @@
  */
 import { lstatSync, unlinkSync } from 'node:fs';
 import type { Scheduler, Steps } from '../../../sim/task.js';
-import { WaitQueue } from '../../../sim/task.js';
+import { assert } from '../../../sim/assert.js';
+import { Completion, WaitQueue } from '../../../sim/task.js';
 import { ClientMemory } from '../client-memory.js';
-import { DEFAULT_LIMITS, Session, type ServedDevice, type SessionLimits, type TwinChannel, type TwinReader } from '../session.js';
+import { spawnDeviceTask } from '../device-task.js';
+import type { ConnectionRecorder, DeviceRecorder } from '../recording/recorder.js';
+import { DEFAULT_LIMITS, Session, type ServedDevice, type SessionLimits, type TwinChannel } from '../session.js';
 import type { VfioUserTrace } from '../trace-kinds.js';
+import type { ByteSink, Enter } from '../transport.js';
 import { AF_UNIX, callError, EAGAIN, posixCalls, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, type PollHandle, type PosixCalls } from './calls.js';
 import type { WindowPolicy } from './descriptor.js';
 import { listenUnix, MessageArena, UnixConnection } from './socket.js';
@@ -26,6 +30,15 @@ export interface VfioUserServerOptions {
   readonly trace?: VfioUserTrace;
   /** An error of ours in a handler; the client gets EIO. */
   readonly onBug?: (error: unknown) => void;
+  /** How anything that comes from outside gets into the machine, such as `WallClock.enter`; at once by default. */
+  readonly enter?: Enter;
+  /**
+   * Who starts, stops and waits for this server when they are no tasks of the device's machine: opening, closing and the
+   * end of a connection are then inputs of the machine too. `scheduler`, and no inputs, by default.
+   */
+  readonly outside?: Scheduler;
+  /** Everything that comes from outside is recorded here; needs `outside`. */
+  readonly recorder?: DeviceRecorder;
   /** `vfio-user.keep-windows`, `vfio-user.leak-descriptors` */
   readonly defects?: ReadonlySet<string>;
 }
@@ -38,11 +51,14 @@ export class VfioUserServer {
   connections = 0;
   private readonly options: VfioUserServerOptions;
   private readonly calls: PosixCalls;
+  private readonly enter: Enter;
+  private readonly outside: Scheduler;
   private readonly changed: WaitQueue;
   private arena: MessageArena | undefined;
   private listener = -1;
   private watcher: PollHandle | undefined;
   private session: Session | undefined;
+  private recorded: ConnectionRecorder | undefined;
 
   /** @throws Errno ENOSYS as `posixCalls` */
   constructor(options: VfioUserServerOptions) {
@@ -50,7 +66,10 @@ export class VfioUserServer {
     this.path = options.path;
     this.calls = posixCalls();
     this.memory = options.device.memory ?? new ClientMemory();
-    this.changed = new WaitQueue(options.scheduler, `clients of ${options.path}`);
+    this.enter = options.enter ?? ((action) => action());
+    this.outside = options.outside ?? options.scheduler;
+    assert(options.recorder === undefined || this.outside !== options.scheduler, 'the tasks of who starts and stops a recorded server are no part of its machine');
+    this.changed = new WaitQueue(this.outside, `clients of ${options.path}`);
     options.device.connectDma?.(this.memory);
   }
 
@@ -61,12 +80,12 @@ export class VfioUserServer {
 
   /** Opens the device and listens. EADDRINUSE, ENAMETOOLONG, and what the device refuses. */
   *start(): Steps {
-    const { calls, options, path } = this;
-    yield* options.device.ops.open();
+    const { calls, path } = this;
+    yield* this.carryOut('open');
     try {
       this.listener = listenUnix(calls, path, unlinkSync, (name) => lstatSync(name).isSocket());
     } catch (error) {
-      yield* options.device.ops.close();
+      yield* this.carryOut('close');
       throw error;
     }
     this.arena = new MessageArena(calls);
@@ -80,15 +99,46 @@ export class VfioUserServer {
     this.calls.close(this.listener);
     this.listener = -1;
     unlinkSync(this.path);
-    this.session?.close();
+    this.endSession();
     yield* this.changed.until(() => this.session === undefined);
     this.arena!.close();
-    yield* this.options.device.ops.close();
+    yield* this.carryOut('close');
   }
 
   /** Sleeps until a condition about this server's clients holds. */
   *until(condition: () => boolean): Steps {
     yield* this.changed.until(condition);
+  }
+
+  /** In the caller's task, or, when that is outside of the machine, in one of the machine. */
+  private *carryOut(what: 'open' | 'close'): Steps {
+    const { device, scheduler, outside, recorder } = this.options;
+    if (outside === undefined) {
+      yield* device.ops[what]();
+      return;
+    }
+    const ended = new Completion(outside, `${what} of ${this.path}`);
+    let failure: { readonly error: unknown } | undefined;
+    this.enter(() => {
+      recorder?.[what]();
+      spawnDeviceTask(scheduler, device.ops, what, (met) => {
+        failure = met;
+        ended.complete();
+      });
+    });
+    yield* ended.wait();
+    if (failure !== undefined) throw failure.error;
+  }
+
+  private endSession(): void {
+    const { session, recorded } = this;
+    if (session === undefined) return;
+    const end = (): void => {
+      recorded?.stopped();
+      session.close();
+    };
+    if (this.options.outside === undefined) end();
+    else this.enter(end);
   }
 
   private watch(): void {
@@ -101,48 +151,52 @@ export class VfioUserServer {
   }
 
   private accept(): void {
-    const { calls, options } = this;
+    const { calls } = this;
     if (this.listener < 0 || this.session !== undefined) return;
     const fd = calls.accept4(this.listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0) {
       if (calls.errno() === EAGAIN) return;
       this.unwatch();
-      options.scheduler.clock.post(RETRY_NS, () => {
+      this.outside.clock.post(RETRY_NS, () => {
         if (this.listener >= 0 && this.session === undefined) this.watch();
       });
       return;
     }
     this.unwatch();
-    this.serve(fd);
+    this.enter(() => this.serve(fd));
   }
 
   private serve(fd: number): void {
     const { options, memory } = this;
-    const { device, scheduler, limits, trace, onBug, defects } = options;
+    const { device, scheduler, recorder, trace, onBug, defects } = options;
+    const limits = { ...DEFAULT_LIMITS, ...options.limits };
     const connection = this.connection(fd);
     this.connections++;
+    const recorded = recorder?.connected(connection, limits);
+    const openTwin = (replies: ByteSink): TwinChannel => this.openTwin(replies);
     const session = new Session({
-      device, memory, scheduler, transport: connection, openTwin: (replies) => this.openTwin(replies), onEnd: () => this.ended(),
-      ...(limits === undefined ? {} : { limits }), ...(trace === undefined ? {} : { trace }), ...(onBug === undefined ? {} : { onBug }),
+      device, memory, scheduler, limits, transport: recorded?.transport ?? connection, openTwin: recorded?.twin(openTwin) ?? openTwin, onEnd: () => this.ended(),
+      ...(trace === undefined ? {} : { trace }), ...(onBug === undefined ? {} : { onBug }),
       ...(defects === undefined ? {} : { defects }),
     });
     this.session = session;
-    connection.start(session);
+    this.recorded = recorded;
+    connection.start(recorded?.sink(session) ?? session);
     this.changed.wakeAll();
   }
 
   private ended(): void {
-    this.session = undefined;
+    this.session = this.recorded = undefined;
     this.changed.wakeAll();
     if (this.listener >= 0) this.watch();
   }
 
   private connection(fd: number): UnixConnection {
     const { policy = 'map-sealed', limits } = this.options;
-    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors });
+    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors, enter: this.enter });
   }
 
-  private openTwin(replies: TwinReader): TwinChannel {
+  private openTwin(replies: ByteSink): TwinChannel {
     const { calls } = this;
     const pair = new Int32Array(2);
     if (calls.socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) throw callError(calls, 'no second channel');

@@ -3,22 +3,24 @@
  * any time: what would block is not written, and is lost as the kernel's own signals to a full counter are. (Between
  * the question and the write a hostile owner could still fill it; it would have to do so within microseconds.)
  */
-import type { RemoteSignal } from '../transport.js';
+import type { Enter, RemoteSignal } from '../transport.js';
 import { POLLIN, POLLOUT, type PollHandle, type PosixCalls } from './calls.js';
 
 export class PosixSignal implements RemoteSignal {
   /** Signals that found the counter full. */
   lost = 0;
   private readonly calls: PosixCalls;
+  private readonly enter: Enter;
   private readonly value = new Uint8Array(8);
   private readonly question = new Uint8Array(8);
   /** -1: closed. */
   private fd: number;
   private watcher: PollHandle | undefined;
 
-  /** Owns the descriptor. */
-  constructor(calls: PosixCalls, fd: number) {
+  /** Owns the descriptor. @param enter what the client signals goes in through this */
+  constructor(calls: PosixCalls, fd: number, enter: Enter) {
     this.calls = calls;
+    this.enter = enter;
     this.fd = fd;
     new DataView(this.question.buffer).setInt32(0, fd, true);
   }
@@ -39,7 +41,7 @@ export class PosixSignal implements RemoteSignal {
     this.watcher = this.calls.watch(this.fd, { readable: true }, () => {
       if (this.fd < 0 || !this.would(POLLIN)) return;
       this.calls.read(this.fd, this.value, 8);
-      listener();
+      this.enter(listener);
     });
     // who waits for a client keeps the process alive with its socket
     this.watcher.unref();

@@ -4,7 +4,7 @@
  * bytes than the reader has space for; descriptors that come in the middle of a message are dropped by the kernel.
  */
 import { Errno } from '../../../sim/errno.js';
-import type { ReceivedDescriptor, Transport } from '../transport.js';
+import type { ByteSink, Enter, Transport } from '../transport.js';
 import {
   AF_UNIX, callError, EAGAIN, EINTR, MAP_ANONYMOUS, MAP_PRIVATE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLHUP, POLLRDHUP, PROT_READ,
   PROT_WRITE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, type PollHandle, type PosixCalls,
@@ -91,15 +91,6 @@ export class MessageArena {
   }
 }
 
-/** What takes bytes: a session, its second channel, a client. */
-export interface ByteSink {
-  readonly space: Uint8Array;
-  /** False: stop reading until `resume`. */
-  readonly accepting?: boolean;
-  received(count: number, descriptors: readonly ReceivedDescriptor[], truncated: boolean): void;
-  disconnected(why?: string): void;
-}
-
 interface Outgoing {
   readonly bytes: Uint8Array;
   sent: number;
@@ -119,6 +110,8 @@ export interface UnixConnectionOptions {
   readonly policy: WindowPolicy;
   /** Descriptors that are taken with one message. */
   readonly maxDescriptors: number;
+  /** What arrives goes in through this. */
+  readonly enter: Enter;
 }
 
 export class UnixConnection implements Transport {
@@ -210,7 +203,7 @@ export class UnixConnection implements Transport {
     const count = options.arena.receive(this.fd, space, options.maxDescriptors, fds);
     if (count > 0) {
       const { truncated } = options.arena;
-      sink!.received(count, fds.map((fd) => new PosixDescriptor(calls, fd, options.policy)), truncated);
+      options.enter(() => sink!.received(count, fds.map((fd) => new PosixDescriptor(calls, fd, options.policy, options.enter)), truncated));
       return true;
     }
     const errno = count === 0 ? 0 : calls.errno();
@@ -232,7 +225,7 @@ export class UnixConnection implements Transport {
   private lost(why: string): void {
     const { sink } = this;
     this.shut();
-    sink?.disconnected(why);
+    if (sink !== undefined) this.options.enter(() => sink.disconnected(why));
   }
 
   private flush(): void {

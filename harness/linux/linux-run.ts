@@ -1,0 +1,71 @@
+/**
+ * Boots the prepared guest on a topology's devices, from serving to the verdict: the guest's own steps, its kernel's
+ * complaints, and what the topology expects of counters (of our hardware) and log (its console).
+ */
+import { unmetExpectations } from '../expectations.js';
+import { countersOf } from '../serve/counters.js';
+import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../serve/external-guests.js';
+import { guestCommand } from '../serve/guest-command.js';
+import type { LoadedTopology } from '../topology/load.js';
+import { shortcomings } from './expectations.js';
+import { bootGuest, type GuestReport } from './guest-run.js';
+import type { PreparedLinux } from './prepared.js';
+
+export interface LinuxRunOptions extends ExternalGuestsOptions {
+  readonly linux: PreparedLinux;
+  readonly signal?: AbortSignal;
+  /** Each line of a guest's console. */
+  readonly onLine?: (guest: string, line: string) => void;
+  /** Before QEMU starts. */
+  readonly onStart?: (guest: RunningGuest, argv: readonly string[]) => void;
+}
+
+export interface LinuxGuestResult {
+  readonly guest: string;
+  readonly report: GuestReport;
+  readonly counters: Readonly<Record<string, number>>;
+  /** Interrupts of the IOMMU that QEMU refused. */
+  readonly interruptsLost: number;
+  /** Why it is not good, in sentences; none when it is. */
+  readonly shortcomings: readonly string[];
+}
+
+export interface LinuxResult {
+  readonly guests: readonly LinuxGuestResult[];
+  readonly good: boolean;
+}
+
+/** All guests of the topology at once. @throws InvalidInput, Errno as `ExternalGuests` */
+export async function runLinux(loaded: LoadedTopology, options: LinuxRunOptions): Promise<LinuxResult> {
+  const machines = new ExternalGuests(loaded, options);
+  await machines.start();
+  try {
+    const guests = await Promise.all(machines.guests.map((guest) => runOne(guest, loaded, options)));
+    return { guests, good: guests.every((guest) => guest.shortcomings.length === 0) };
+  } finally {
+    await machines.stop();
+  }
+}
+
+async function runOne(running: RunningGuest, { topology }: LoadedTopology, { linux, signal, onLine, onStart }: LinuxRunOptions): Promise<LinuxGuestResult> {
+  const { guest } = running.server;
+  const argv = guestCommand(running.server, linux);
+  onStart?.(running, argv);
+  const boot = bootGuest({
+    argv, timeoutMs: guest.topology.linux.timeout / 1e6, ...(signal === undefined ? {} : { signal }),
+    ...(onLine === undefined ? {} : { onLine: (line: string) => onLine(running.name, line) }),
+  });
+  const report = await boot.report;
+  const counters = countersOf(guest.trace);
+  const found = [...shortcomings(report, guest.topology.linux.allow), ...unmetExpectations(topology, { flows: [], guests: [], counters, log: report.lines })];
+  if (report.exit.cause !== 'ended' || report.exit.code !== 0) found.push(`QEMU ${exitText(report)}`);
+  if (guest.interruptsLost > 0) found.push(`QEMU refused ${guest.interruptsLost} interrupt(s) of the IOMMU`);
+  return { guest: running.name, report, counters, interruptsLost: guest.interruptsLost, shortcomings: found };
+}
+
+function exitText({ exit, messages }: GuestReport): string {
+  const said = messages.length === 0 ? '' : `: ${messages.at(-1)!}`;
+  if (exit.cause === 'timeout') return 'was ended because its time was over';
+  if (exit.cause === 'not-started') return `could not be started${said}`;
+  return exit.signal === null ? `ended with code ${exit.code}${said}` : `was ended by ${exit.signal}${said}`;
+}
