@@ -23,7 +23,7 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
     return EXIT.failed;
   }
   const several = loaded.topology.guests.length > 1;
-  return withServing(io, file, options, async (serving) => {
+  return withServing(io, loaded, options, async (serving) => {
     const ending = new AbortController();
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => ending.abort());
     const machines: RunningGuest[] = [];
@@ -41,7 +41,7 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
     });
     if (options.json === true) io.stdout.write(`${JSON.stringify({ linux: found.linux.kernelRelease, qemu: found.linux.version, guests: guests.map(summaryOf), good }, null, 2)}\n`);
     else for (const [i, guest] of guests.entries()) io.stdout.write(verdict(io, guest, counterText(machines[i]!.server.guest.trace)));
-    return good ? EXIT.ok : EXIT.failed;
+    return { code: good ? EXIT.ok : EXIT.failed, guests: machines };
   });
 }
 

@@ -78,6 +78,7 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--guest <dir>', 'prepared guest whose kernel stands in the command that is printed')
     .option('--once', 'end when every guest has come and gone')
     .option('--record <out>', 'write everything that comes from outside, for replay')
+    .option('--trace <out>', 'write the trace of our hardware: *.json for ui.perfetto.dev, anything else NDJSON')
     .option('--seed <n>', 'seed of the machines; default: the topology\'s', wholeNumber)
     .action(async (file: string, options) => answer(await serve(io, file, { ...options as Parameters<typeof serve>[2], version: packageVersion() })));
   command('linux', 'boot an unmodified Linux in QEMU on the devices of an external guest, and judge what it says')
@@ -87,12 +88,13 @@ function build(io: Io, answer: (code: number) => void): Command {
     .option('--console', 'show all of the guest\'s console')
     .option('--dir <dir>', 'folder of sockets and ACPI tables; default: one of its own, removed at the end')
     .option('--record <out>', 'write everything that comes from outside, for replay')
+    .option('--trace <out>', 'write the trace of our hardware: *.json for ui.perfetto.dev, anything else NDJSON')
     .option('--seed <n>', 'seed of the machine; default: the topology\'s', wholeNumber)
     .option('--json', 'print the result as one JSON object')
     .action(async (file: string, options) => answer(await linux(io, file, { ...options as Parameters<typeof linux>[2], version: packageVersion() })));
   addMdevCommands(command('mdev', 'mediated devices of a topology, in the words of mdevctl'), io, answer);
   command('replay', 'do again what another IOMMU, or this one, was recorded doing, and compare every answer')
-    .argument('<files...>', 'vectors and recordings (JSON, also .gz), traces of Linux (.jsonl, also .gz), or folders of them')
+    .argument('<files...>', 'vectors and recordings (JSON, also .gz), traces of Linux (.jsonl, also .gz), recordings of guests (.rec), or folders of them')
     .option('--known <file>', 'list of disagreements whose reason is known; default: disagreements.yaml beside each file, else the one shipped with vfiosim')
     .option('-v, --verbose', 'print known disagreements, stale answers and unsupported steps as well')
     .option('--json', 'print everything as one JSON object')

@@ -1,16 +1,13 @@
-import { closeSync, openSync, writeSync } from 'node:fs';
 import { basename } from 'node:path';
-import { gzipSync } from 'node:zlib';
 import type { Machine } from '../harness/machine.js';
 import { dumpMachine, dumpText } from '../harness/explain/dump.js';
 import { stateOf } from '../harness/machine-state.js';
 import { VectorRecorder } from '../harness/replay/record.js';
 import { parseBreak, parseStopPoint, type StopPoint } from '../harness/stop-point.js';
-import { traceToNdjson, traceToPerfetto } from '../sim/trace-export.js';
-import { TRACE_SPANS } from '../harness/trace-spans.js';
 import { EXIT } from './exit.js';
 import { withMachine, WrongUsage } from './failure.js';
 import { say, writePieces, type Io } from './io.js';
+import { inBlocks, OutputFile, tracePieces } from './output-file.js';
 import { Progress } from './progress.js';
 import { renderSummary } from './render.js';
 
@@ -41,10 +38,10 @@ export function run(io: Io, file: string, options: RunCommandOptions): Promise<n
       machine.run({ ...(stop === undefined ? {} : { stopAt: stop }), onSlice: () => progress.show() });
     } finally {
       progress.clear();
-      trace?.write(pieces(machine, options.trace!));
+      trace?.write(tracePieces(machine.trace, options.trace!));
       if (recorder !== undefined) record?.write(recorder.text());
     }
-    if (options.trace === '-') await writePieces(io.stdout, inBlocks(pieces(machine, '-')));
+    if (options.trace === '-') await writePieces(io.stdout, inBlocks(tracePieces(machine.trace, '-')));
     if (options.trace !== undefined && machine.trace.first > 0) say(io, `trace: the oldest ${machine.trace.first} records were dropped, the newest ${machine.trace.count - machine.trace.first} are kept`);
     if (stop !== undefined && machine.end === 'finished') say(io, `the run ended before ${options.until ?? options.break ?? ''}`);
     if (options.log === true) for (const line of machine.dmesg()) say(io, line);
@@ -65,56 +62,4 @@ function stopPoint(machine: Machine, options: RunCommandOptions): StopPoint | un
     : ['--break', options.break === undefined ? undefined : parseBreak(options.break, machine.trace.kinds.map((kind) => kind.name))];
   if (typeof stop === 'string') throw new WrongUsage(`${option}: ${stop}`);
   return stop;
-}
-
-function pieces(machine: Machine, out: string): Generator<string> {
-  return out.endsWith('.json') ? traceToPerfetto(machine.trace, TRACE_SPANS) : traceToNdjson(machine.trace);
-}
-
-const BLOCK_CHARACTERS = 1 << 16;
-
-function* inBlocks(pieces: Iterable<string>): Generator<string> {
-  let block = '';
-  for (const piece of pieces) {
-    block += piece;
-    if (block.length < BLOCK_CHARACTERS) continue;
-    yield block;
-    block = '';
-  }
-  if (block !== '') yield block;
-}
-
-/** The file is opened before the run, so that a wrong name is said at once. */
-class OutputFile {
-  private readonly option: string;
-  private readonly name: string;
-  private readonly fd: number;
-
-  constructor(option: string, name: string) {
-    this.option = option;
-    this.name = name;
-    this.fd = this.attempt(() => openSync(name, 'w'));
-  }
-
-  /** Writes everything and closes the file. */
-  write(pieces: Iterable<string>): void {
-    try {
-      for (const block of this.name.endsWith('.gz') ? [gzipSync([...pieces].join(''))] : inBlocks(pieces)) {
-        const bytes = Buffer.from(block);
-        for (let at = 0; at < bytes.length; ) at += this.attempt(() => writeSync(this.fd, bytes, at));
-      }
-    } finally {
-      closeSync(this.fd);
-    }
-  }
-
-  private attempt<T>(action: () => T): T {
-    try {
-      return action();
-    } catch (error) {
-      const { code = String(error) } = error as NodeJS.ErrnoException;
-      const reasons: Record<string, string> = { ENOENT: 'no such directory', EACCES: 'permission denied', EISDIR: 'is a directory', ENOTDIR: 'is below a file', ENOSPC: 'no space left', EROFS: 'the file system is read-only' };
-      throw new WrongUsage(`${this.option}: ${this.name} cannot be written: ${reasons[code] ?? code}`);
-    }
-  }
 }

@@ -1,4 +1,4 @@
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { findLinux } from '../harness/linux/prepared.js';
@@ -6,11 +6,12 @@ import { shellText } from '../harness/linux/qemu-command.js';
 import { counterText } from '../harness/serve/counters.js';
 import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../harness/serve/external-guests.js';
 import { ANY_LINUX, guestCommand } from '../harness/serve/guest-command.js';
-import { loadTopology } from '../harness/topology/load.js';
+import { loadTopology, type LoadedTopology } from '../harness/topology/load.js';
 import { isErrno } from '../sim/errno.js';
 import { EXIT } from './exit.js';
 import { reportBug, WrongUsage } from './failure.js';
 import { say, type Io } from './io.js';
+import { OutputFile, tracePieces } from './output-file.js';
 
 const REFRESH_MS = 500;
 
@@ -18,6 +19,7 @@ export interface ServeCommandOptions {
   readonly dir?: string;
   readonly seed?: number;
   readonly record?: string;
+  readonly trace?: string;
   readonly guest?: string;
   readonly once?: boolean;
   /** Of the program, for the recording. */
@@ -29,7 +31,7 @@ export async function serve(io: Io, file: string, options: ServeCommandOptions):
   const loaded = loadTopology(file);
   const found = findLinux(options.guest === undefined ? {} : { dir: options.guest });
   const software = 'linux' in found ? found.linux : ANY_LINUX;
-  return withServing(io, file, options, async (serving) => {
+  return withServing(io, loaded, options, async (serving) => {
     const machines = new ExternalGuests(loaded, serving);
     const interrupted = new Promise<void>((resolve) => {
       for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
@@ -48,45 +50,40 @@ export async function serve(io: Io, file: string, options: ServeCommandOptions):
       shown.stop();
       await machines.stop();
     }
-    return EXIT.ok;
+    return { code: EXIT.ok, guests: machines.guests };
   });
 }
 
-/** Runs `use` with a folder for sockets and a file for the recording, and takes both back; what the system refuses is said in words. */
-export async function withServing(io: Io, file: string, options: ServeCommandOptions, use: (serving: ExternalGuestsOptions) => Promise<number>): Promise<number> {
+/** What a command did with a topology's guests. */
+interface Served {
+  readonly code: number;
+  readonly guests: readonly RunningGuest[];
+}
+
+/** Runs `use` with a folder for sockets and files for recording and trace, and takes them back; what the system refuses is said in words. */
+export async function withServing(io: Io, { topology, file }: LoadedTopology, options: ServeCommandOptions, use: (serving: ExternalGuestsOptions) => Promise<Served>): Promise<number> {
+  if (topology.guests.length > 1 && (options.record ?? options.trace) !== undefined) throw new WrongUsage(`${options.record === undefined ? '--trace' : '--record'}: ${file} has several external guests; one file holds one`);
+  const record = options.record === undefined ? undefined : new OutputFile('--record', options.record);
+  const trace = options.trace === undefined ? undefined : new OutputFile('--trace', options.trace);
   const directory = options.dir ?? mkdtempSync(join(tmpdir(), 'vfiosim-'));
-  const files: number[] = [];
-  const recordTo = (guest: string): ((chunk: Uint8Array) => void) => {
-    if (files.length > 0) throw new WrongUsage(`--record: the topology has several external guests, of which "${guest}" is not the first; one recording holds one`);
-    const fd = openRecording(options.record!);
-    files.push(fd);
-    return (chunk) => void writeSync(fd, chunk);
-  };
   let bugs = 0;
   const onBug = (error: unknown): void => {
     if (bugs++ === 0) reportBug(io, error, undefined);
   };
   try {
-    const code = await use({
-      directory, onBug, ...(options.seed === undefined ? {} : { seed: options.seed }),
-      ...(options.record === undefined ? {} : { recordTo, fields: { vfiosim: options.version ?? '', file, topology: readFileSync(file, 'utf8') } }),
+    const { code, guests } = await use({
+      directory, onBug, ...(options.seed === undefined ? {} : { seed: options.seed }), ...(trace === undefined ? {} : { traceRecords: 1 << 20 }),
+      ...(record === undefined ? {} : { recordTo: () => (chunk: Uint8Array) => record.append(chunk), fields: { vfiosim: options.version ?? '', file, topology: readFileSync(file, 'utf8') } }),
     });
+    for (const { server } of guests) trace?.write(tracePieces(server.guest.trace, options.trace!));
     return bugs > 0 ? EXIT.bug : code;
   } catch (error) {
     if (!isErrno(error)) throw error;
     say(io, `${file}: cannot be served: ${error.message}`);
     return EXIT.failed;
   } finally {
-    for (const fd of files) closeSync(fd);
+    record?.close();
     if (options.dir === undefined) rmSync(directory, { recursive: true, force: true });
-  }
-}
-
-function openRecording(path: string): number {
-  try {
-    return openSync(path, 'w');
-  } catch (error) {
-    throw new WrongUsage(`--record ${path}: ${(error as Error).message}`);
   }
 }
 

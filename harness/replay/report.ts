@@ -45,7 +45,7 @@ export interface Unsupported {
   readonly why: string;
 }
 
-export type ReplayKind = 'vector' | 'recording' | 'linux-trace';
+export type ReplayKind = 'vector' | 'recording' | 'linux-trace' | 'guest';
 
 export interface ReplayReport {
   /** As the caller named it. */

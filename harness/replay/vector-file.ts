@@ -43,6 +43,21 @@ export function readJsonText(file: string, limitBytes = FILE_LIMIT_BYTES): strin
   return unpacked.toString('utf8');
 }
 
+/** What tells what a file is; nothing when it cannot be read, which who reads it properly will say. */
+export function firstBytes(file: string): Uint8Array {
+  const start = new Uint8Array(64);
+  try {
+    const fd = openSync(file, 'r');
+    try {
+      return start.subarray(0, fstatSync(fd).isFile() ? readSync(fd, start, 0, start.length, 0) : 0);
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    return start.subarray(0, 0);
+  }
+}
+
 function unpack(file: string, packed: Buffer, limitBytes: number): Buffer {
   try {
     return gunzipSync(packed, { maxOutputLength: limitBytes });

@@ -28,7 +28,7 @@ export interface ReplayFilesResult {
 
 /** Below this, starting a thread takes longer than the work. */
 const FEW_FILES = 8;
-const REPLAYABLE = /\.jsonl?(\.gz)?$/;
+const REPLAYABLE = /\.(jsonl?(\.gz)?|rec)$/;
 
 /**
  * Replays files, and folders as a whole (vectors, recordings and traces in them and below, by name).
@@ -74,7 +74,7 @@ function collect(path: string, files: string[], wholeFolders: Set<string>, probl
     return;
   }
   const found = filesBelow(path, wholeFolders);
-  if (found.length === 0) problems.push({ file: path, message: 'the folder holds no vectors (*.json, *.json.gz) and no traces (*.jsonl, *.jsonl.gz)' });
+  if (found.length === 0) problems.push({ file: path, message: 'the folder holds no vectors (*.json, *.json.gz), no traces (*.jsonl, *.jsonl.gz) and no recordings of guests (*.rec)' });
   files.push(...found);
 }
 

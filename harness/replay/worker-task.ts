@@ -1,16 +1,18 @@
 /** One file of a replay, in whichever thread: a report, or what is wrong with the file. */
 import { InvalidInput, type Problem } from '../topology/problems.js';
+import { isGuestRecording, replayGuest } from './guest-replay.js';
 import { replayLinuxTrace } from './linux-replay.js';
 import type { ReplayReport } from './report.js';
-import { readJsonText } from './vector-file.js';
+import { firstBytes, readJsonText } from './vector-file.js';
 import { parseVector } from './vector-read.js';
 import { replayVector } from './vector-replay.js';
 
 /** Plain data: it crosses threads. */
 export type FileOutcome = { readonly report: ReplayReport } | { readonly problems: readonly Problem[] };
 
-/** Vectors, recordings, and (by their name, *.jsonl) traces. */
+/** Recordings of guests (by their first bytes), vectors, recordings of our own runs, and (by their name, *.jsonl) traces. */
 export function replayFile(file: string): ReplayReport {
+  if (isGuestRecording(firstBytes(file))) return replayGuest(file);
   const text = readJsonText(file);
   return /\.jsonl(\.gz)?$/.test(file) ? replayLinuxTrace(text, file) : replayVector(parseVector(text, file), file);
 }

@@ -15,7 +15,8 @@ import { EduDevice } from '../../devices/edu/hardware/edu-device.js';
 import { Random } from '../../sim/random.js';
 import { BUFFER, NvmeWorld } from '../conformance/nvme-world.js';
 import { MemoryWorld } from '../vfio-user/memory-world.js';
-import { CMD, dmaMap, infoRequest } from '../vfio-user/wire.js';
+import { job, OP, RecordedWorld, replay } from '../vfio-user/recorded-world.js';
+import { CMD, dmaMap, infoRequest, setIrqs } from '../vfio-user/wire.js';
 import { D, flAt, PAGE as MAPPED, TranslationWorld, US } from '../conformance/vtd-translation-world.js';
 import { DsaWorld } from '../fixtures/dsa-world.js';
 import { probeWorld, World, type Probe, type WorldOptions } from '../scenarios/world.js';
@@ -276,6 +277,26 @@ export const BEHAVIOUR = {
     const world = new MemoryWorld({ defects: [...set(defect)] }).negotiate();
     world.errno(CMD.GET_INFO, infoRequest(16), [world.fd()]);
     return world.table.open > 0;
+  },
+
+  'vfio-user.unrecorded-read': (defect) => {
+    const world = new RecordedWorld({ defects: [...set(defect)] });
+    const client = world.client().negotiate();
+    client.command(CMD.DMA_MAP, dmaMap(0, 0x1_0000), [world.fd()]);
+    world.put(0x1000, job(OP.small, { from: 0x2000, to: 0x3000 }));
+    client.doorbell(0x1000);
+    world.run();
+    return replay(world.finish()).differences.length > 0;
+  },
+
+  'vfio-user.unrecorded-signal': (defect) => {
+    const world = new RecordedWorld({ defects: [...set(defect)] });
+    const client = world.client().negotiate(), unmask = world.fd('eventfd');
+    client.command(CMD.SET_IRQS, setIrqs(0, 0, 1, 0x14), [unmask]);
+    world.run();
+    world.enter(() => unmask.listener!());
+    world.run();
+    return replay(world.finish()).differences.length > 0;
   },
 
   'nvme.ready-clears-early': (defect) => {

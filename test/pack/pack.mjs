@@ -55,7 +55,7 @@ function pack(into) {
   const linked = [...readFileSync(join(ROOT, 'README.md'), 'utf8').matchAll(/\]\((docs\/[^)#]+\.md)\)/g)].map(([, path]) => path);
   // What `replay` knows of recordings; npm adds the README beside each list.
   const lists = ['test/vectors/disagreements.yaml', 'test/linux-traces/disagreements.yaml'];
-  for (const needed of ['package.json', 'LICENSE', 'README.md', 'bin/vfiosim.mjs', 'dist/cli/main.js', ...configs, ...linked, ...lists]) {
+  for (const needed of ['package.json', 'LICENSE', 'README.md', 'bin/vfiosim.mjs', 'dist/cli/main.js', 'harness/linux/prepare', 'harness/linux/guest/init', ...configs, ...linked, ...lists]) {
     expect(`the tarball lacks ${needed}`, paths.includes(needed));
   }
   const stray = paths.filter((path) => (/^(test|out|coverage)\//.test(path) && !lists.includes(path) && !/^test\/(vectors|linux-traces)\/README\.md$/.test(path)) || /(?<!\.d)\.[cm]?ts$/.test(path));

@@ -277,7 +277,7 @@ export class RecordedWorld {
         return virtual.events;
       },
     };
-    for (const { connectDma, memory } of this.machine.devices.values()) connectDma!(memory!);
+    for (const device of this.machine.devices.values()) device.connectDma!(device.memory!);
     this.recorder = new MachineRecorder({ clock: recorded, write: (chunk) => void this.chunks.push(chunk.slice()), devices: names, fields, defects: new Set(defects) });
   }
 

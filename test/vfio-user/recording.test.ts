@@ -4,7 +4,7 @@ import { describe, expect, it, onTestFinished } from 'vitest';
 import { VirtualClock } from '../../sim/clock.js';
 import { WallClock } from '../../sim/wall-clock.js';
 import { formatDifference, MachineReplay, Recording, type Item } from '../../vfio/user/recording/index.js';
-import { Client, job, machine, OP, RAM_BYTES, RecordedWorld, replay, type RecordedWorldOptions } from './recorded-world.js';
+import { job, machine, OP, RAM_BYTES, RecordedWorld, replay, type Client, type RecordedWorldOptions } from './recorded-world.js';
 import { CMD, dmaMap, dmaUnmap, EVENTFD_TRIGGER, infoRequest, message, regionAccess, setIrqs } from './wire.js';
 
 const EVENTFD_UNMASK = 0x14;
@@ -222,7 +222,9 @@ describe('a difference', () => {
     walkers[0]!.read = (_offset, target) => target.fill(0xee).length;
     const steps = new MachineReplay(recording, { clock: clock as VirtualClock, scheduler, devices });
     while (steps.step());
-    expect(steps.report().differences).toMatchObject([{ expected: expect.stringContaining('sends REGION_READ reply 3 of 40 bytes'), actual: expect.stringContaining('eeeeeeeeeeeeeeee') }]);
+    const [difference] = steps.report().differences;
+    expect(difference!.expected).toContain('sends REGION_READ reply 3 of 40 bytes');
+    expect(difference!.actual).toContain('eeeeeeeeeeeeeeee');
   });
 
   it('is an event that is missing, one too many, and one that comes too early', () => {

@@ -150,6 +150,17 @@ export class VfioUserServer {
     this.watcher = undefined;
   }
 
+  /** What clients do. An error of ours that escaped a handler must not end the process, and clients with it. */
+  private readonly arrived = (action: () => void): void => {
+    try {
+      this.enter(action);
+    } catch (error) {
+      const { onBug } = this.options;
+      if (onBug === undefined) throw error;
+      onBug(error);
+    }
+  };
+
   private accept(): void {
     const { calls } = this;
     if (this.listener < 0 || this.session !== undefined) return;
@@ -163,7 +174,10 @@ export class VfioUserServer {
       return;
     }
     this.unwatch();
-    this.enter(() => this.serve(fd));
+    this.arrived(() => this.serve(fd));
+    if (this.session !== undefined) return;
+    calls.close(fd);
+    this.watch();
   }
 
   private serve(fd: number): void {
@@ -193,7 +207,7 @@ export class VfioUserServer {
 
   private connection(fd: number): UnixConnection {
     const { policy = 'map-sealed', limits } = this.options;
-    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors, enter: this.enter });
+    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors, enter: this.arrived });
   }
 
   private openTwin(replies: ByteSink): TwinChannel {
