@@ -101,7 +101,7 @@ function announce(io: Io, { name, server }: RunningGuest, argv: readonly string[
 class StatusLines {
   private readonly io: Io;
   private readonly guests: readonly RunningGuest[];
-  private readonly wasAttached = new Map<string, boolean>();
+  private readonly shown = new Map<string, string>();
   private timer: NodeJS.Timeout | undefined;
   private drawn = 0;
 
@@ -128,16 +128,21 @@ class StatusLines {
       return;
     }
     for (const guest of this.guests) {
-      const { attached } = guest.server;
-      if (attached === (this.wasAttached.get(guest.name) ?? false)) continue;
-      this.wasAttached.set(guest.name, attached);
+      const state = stateOf(guest), before = this.shown.get(guest.name) ?? 'nobody yet';
+      // in between is where a terminal looks; a log has beginning and end
+      if (state === before || state === 'coming or going') continue;
+      this.shown.set(guest.name, state);
       say(this.io, stateText(guest));
     }
   }
 }
 
-function stateText({ name, server }: RunningGuest): string {
-  const came = server.functions.reduce((most, one) => Math.max(most, one.server.connections), 0);
-  const state = server.attached ? 'attached' : server.busy ? 'a virtual machine is connecting' : came > 0 ? 'left' : 'nobody yet';
-  return `${name}: ${state}; ${counterText(server.guest.trace)}`;
+function stateOf({ server }: RunningGuest): string {
+  if (server.attached) return 'attached';
+  if (server.busy) return 'coming or going';
+  return server.functions.some((one) => one.server.connections > 0) ? 'left' : 'nobody yet';
+}
+
+function stateText(guest: RunningGuest): string {
+  return `${guest.name}: ${stateOf(guest)}; ${counterText(guest.server.guest.trace)}`;
 }

@@ -1,5 +1,5 @@
 /** Serves an external guest: one socket for each of its functions, in a folder, and its ACPI table beside them. */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Scheduler, Steps } from '../../sim/task.js';
 import { VfioUserServer } from '../../vfio/user/posix/server.js';
@@ -76,5 +76,6 @@ export class GuestServer {
 
   *stop(): Steps {
     for (const { server } of this.started.splice(0)) yield* server.stop();
+    if (this.table !== undefined) rmSync(this.table, { force: true });
   }
 }
