@@ -15,6 +15,8 @@ export interface GuestSocket {
 
 export interface QemuOptions {
   readonly memoryMiB: number;
+  /** Virtual processors, default 1. */
+  readonly cpus?: number;
   /** Default `max`: five-level paging, 1 GiB pages, everything the translator has. */
   readonly cpu?: string;
   /** Without a kernel the machine boots what its firmware finds; `initrd` and `append` go with one. */
@@ -33,13 +35,14 @@ export interface QemuOptions {
  * @throws InvalidInput for a table whose name has a colon: QEMU takes it for several files
  */
 export function qemuArguments(options: QemuOptions): string[] {
-  const { memoryMiB, cpu = 'max', kernel, initrd, append, table, devices } = options;
+  const { memoryMiB, cpus = 1, cpu = 'max', kernel, initrd, append, table, devices } = options;
   const argv = [
     '-machine', 'q35,accel=tcg,kernel-irqchip=split', '-cpu', cpu, '-m', String(memoryMiB),
     '-object', `memory-backend-memfd,id=ram,size=${memoryMiB}M,share=on`, '-machine', 'memory-backend=ram',
     // std VGA would take the address of the IOMMU's registers; a reboot would end in a second boot without a reset of the servers
     '-nographic', '-nic', 'none', '-vga', 'none', '-no-reboot',
   ];
+  if (cpus > 1) argv.push('-smp', String(cpus));
   if (kernel !== undefined) {
     argv.push('-kernel', kernel);
     if (initrd !== undefined) argv.push('-initrd', initrd);

@@ -16,7 +16,7 @@ export const ANY_LINUX: GuestSoftware = { qemu: ['qemu-system-x86_64'], kernel: 
 export function guestCommand({ guest, functions, table }: GuestServer, { qemu, kernel, initrd }: GuestSoftware): string[] {
   const { topology, memoryBytes } = guest;
   return [...qemu, ...qemuArguments({
-    memoryMiB: memoryBytes / 2 ** 20, cpu: topology.cpu, kernel, initrd, append: kernelWords(topology), ...(table === undefined ? {} : { table }),
+    memoryMiB: memoryBytes / 2 ** 20, cpus: guest.vcpus, cpu: topology.cpu, kernel, initrd, append: kernelWords(topology), ...(table === undefined ? {} : { table }),
     devices: functions.map(({ served, path }) => ({ socket: path, slot: served.slot })),
   })];
 }

@@ -40,6 +40,7 @@ export class ServedGuest {
   readonly name: string;
   readonly topology: ExternalTopology;
   readonly memoryBytes: number;
+  readonly vcpus: number;
   readonly hardware: ServedHardware;
   /** In the order in which a client has to connect: who brings the memory comes first. */
   readonly functions: readonly ServedFunction[];
@@ -52,6 +53,7 @@ export class ServedGuest {
     this.name = guest.name;
     this.topology = external;
     this.memoryBytes = guest.memory;
+    this.vcpus = guest.vcpus;
     const topology = machineOf(settings.topology, guest);
     // an IOMMU's walks cannot wait for answers; plain addresses of a client can be asked for
     const byMessages = external.iommu === undefined ? { wrapPort: (port: FunctionPort, at: Clock) => new MessagePort(port, this.memory, at) } : {};

@@ -54,9 +54,12 @@ export interface WatchOptions {
 /** Told that something can be done; below 0 the watcher has stopped over an error of the descriptor and has to be started again. */
 export type Ready = (status: number) => void;
 
+/** Takes an error of ours in something that the event loop called, where nobody else would hear of it. */
+export type BugReport = (error: unknown) => void;
+
 /** A watched descriptor; closed before the descriptor is. */
 export interface PollHandle {
-  start(options: WatchOptions, callback: Ready): void;
+  start(options: WatchOptions): void;
   close(): void;
   unref(): void;
 }
@@ -91,7 +94,8 @@ export interface PosixCalls {
   errno(): number;
   /** Memory at an address, not owned. Never longer than 1 GiB. */
   view(address: number, length: number): ArrayBuffer;
-  watch(fd: number, options: WatchOptions, callback: Ready): PollHandle;
+  /** @param onBug what `callback` threw; an uncaught exception of this process by default */
+  watch(fd: number, options: WatchOptions, callback: Ready, onBug?: BugReport): PollHandle;
 }
 
 const PROTOTYPES: Readonly<Record<string, string>> = {
@@ -127,9 +131,35 @@ function load(): PosixCalls {
     ...functions,
     errno: () => koffi.errno(),
     view: (address: number, length: number) => koffi.view(BigInt(address), length),
-    // koffi passes libuv's status first, which its types leave out
-    watch: (fd: number, options: WatchOptions, callback: Ready) => koffi.node.poll(fd, options, callback as never),
+    watch: (fd: number, options: WatchOptions, callback: Ready, onBug: BugReport = uncaught) => watch(koffi, fd, options, guarded(callback, onBug)),
   } as unknown as PosixCalls;
+}
+
+/** koffi passes libuv's status first, which its types leave out. */
+function watch({ node }: KoffiModule, fd: number, options: WatchOptions, callback: Ready): PollHandle {
+  const handle = node.poll(fd, options, callback as never) as unknown as { start(options: WatchOptions, callback: Ready): void; close(): void; unref(): void };
+  return { start: (changed) => handle.start(changed, callback), close: () => handle.close(), unref: () => handle.unref() };
+}
+
+/** What a callback throws koffi neither reports nor forgets: it ends the process later, from a finalizer. So nothing is thrown through koffi. */
+function guarded(callback: Ready, onBug: BugReport): Ready {
+  return (status) => {
+    try {
+      callback(status);
+    } catch (error) {
+      try {
+        onBug(error);
+      } catch (worse) {
+        uncaught(worse);
+      }
+    }
+  };
+}
+
+function uncaught(error: unknown): void {
+  queueMicrotask(() => {
+    throw error;
+  });
 }
 
 const NAMES = new Map<number, ErrnoName>(Object.entries(ERRNO).map(([name, number]) => [number, name as ErrnoName]));
