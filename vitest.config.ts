@@ -6,6 +6,8 @@ const resultsFile = process.env['VFIOSIM_TEST_RESULTS'];
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
+    // boots of a real Linux: vitest.linux.config.ts
+    exclude: ['**/node_modules/**', 'test/linux/**'],
     // All files share a few workers and their module caches: four times faster than a fresh
     // world per file, and the reason why tests must leave no global state behind.
     pool: 'threads',

@@ -11,8 +11,9 @@ export function check(io: Io, files: readonly string[]): number {
     try {
       const { topology } = loadTopology(file);
       const count = (all: readonly { readonly count: number }[]): number => all.reduce((sum, process) => sum + process.count, 0);
-      const { mdevs, guests } = topology;
-      const parts = [
+      const { mdevs } = topology;
+      const external = topology.guests.flatMap((guest) => guest.external ?? []), guests = topology.guests.filter((guest) => guest.external === undefined);
+      const parts = external.length > 0 ? [counted(external.length, 'external guest'), counted(external.reduce((sum, { devices }) => sum + devices.length, 0), 'device')] : [
         counted(topology.host.devices.length, 'device'), ...(mdevs.length === 0 ? [] : [counted(mdevs.length, 'mediated device')]), ...(guests.length === 0 ? [] : [counted(guests.length, 'guest')]),
         counted(count(topology.processes) + guests.reduce((sum, guest) => sum + count(guest.processes), 0), 'process', 'processes'),
       ];

@@ -2,7 +2,7 @@ import { findLinux } from '../harness/linux/prepared.js';
 import { runLinux, type LinuxGuestResult } from '../harness/linux/linux-run.js';
 import { shellText } from '../harness/linux/qemu-command.js';
 import { counterText } from '../harness/serve/counters.js';
-import type { RunningGuest } from '../harness/serve/external-guests.js';
+import { externalGuestsOf, type RunningGuest } from '../harness/serve/external-guests.js';
 import { loadTopology } from '../harness/topology/load.js';
 import { EXIT } from './exit.js';
 import { say, type Io } from './io.js';
@@ -17,6 +17,8 @@ export interface LinuxCommandOptions extends ServeCommandOptions {
 /** Boots the prepared guest on a topology's devices, shows what it says, and judges. */
 export async function linux(io: Io, file: string, options: LinuxCommandOptions): Promise<number> {
   const loaded = loadTopology(file);
+  // a file that has no guest is said before a guest that is not prepared
+  externalGuestsOf(loaded);
   const found = findLinux({ ...(options.guest === undefined ? {} : { dir: options.guest }), ...(options.qemu === undefined ? {} : { qemu: options.qemu }) });
   if ('missing' in found) {
     for (const sentence of found.missing) say(io, sentence);
@@ -45,12 +47,13 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
   });
 }
 
-function summaryOf({ guest, report, counters, shortcomings }: LinuxGuestResult): object {
-  return { guest, exit: report.exit, facts: report.facts.map(({ text }) => text), counters, shortcomings };
+function summaryOf({ guest, report, counters, invariants, shortcomings }: LinuxGuestResult): object {
+  return { guest, exit: report.exit, facts: report.facts.map(({ text }) => text), counters, invariants, shortcomings };
 }
 
-function verdict({ colors }: Io, { guest, shortcomings }: LinuxGuestResult, counters: string): string {
+function verdict({ colors }: Io, { guest, shortcomings, invariants }: LinuxGuestResult, counters: string): string {
   const good = shortcomings.length === 0;
-  const lines = [`${good ? colors.green('PASS') : colors.red('FAIL')} ${guest}: ${counters}`, ...shortcomings.map((text) => `  ${text}`)];
+  const watched = invariants.filter(({ checked }) => checked > 0).map(({ name, checked }) => `${name} (${checked})`);
+  const lines = [`${good ? colors.green('PASS') : colors.red('FAIL')} ${guest}: ${counters}`, ...(watched.length === 0 ? [] : [`  watched: ${watched.join(', ')}`]), ...shortcomings.map((text) => `  ${text}`)];
   return `${lines.join('\n')}\n`;
 }

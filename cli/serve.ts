@@ -1,7 +1,7 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { findLinux } from '../harness/linux/prepared.js';
+import { defaultDirectory, findLinux } from '../harness/linux/prepared.js';
 import { shellText } from '../harness/linux/qemu-command.js';
 import { counterText } from '../harness/serve/counters.js';
 import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../harness/serve/external-guests.js';
@@ -30,6 +30,10 @@ export interface ServeCommandOptions {
 export async function serve(io: Io, file: string, options: ServeCommandOptions): Promise<number> {
   const loaded = loadTopology(file);
   const found = findLinux(options.guest === undefined ? {} : { dir: options.guest });
+  if ('missing' in found && options.guest !== undefined) {
+    for (const sentence of found.missing) say(io, sentence);
+    return EXIT.failed;
+  }
   const software = 'linux' in found ? found.linux : ANY_LINUX;
   return withServing(io, loaded, options, async (serving) => {
     const machines = new ExternalGuests(loaded, serving);
@@ -65,7 +69,7 @@ export async function withServing(io: Io, { topology, file }: LoadedTopology, op
   if (topology.guests.length > 1 && (options.record ?? options.trace) !== undefined) throw new WrongUsage(`${options.record === undefined ? '--trace' : '--record'}: ${file} has several external guests; one file holds one`);
   const record = options.record === undefined ? undefined : new OutputFile('--record', options.record);
   const trace = options.trace === undefined ? undefined : new OutputFile('--trace', options.trace);
-  const directory = options.dir ?? mkdtempSync(join(tmpdir(), 'vfiosim-'));
+  const directory = folderFor(options.dir);
   let bugs = 0;
   const onBug = (error: unknown): void => {
     if (bugs++ === 0) reportBug(io, error, undefined);
@@ -87,6 +91,16 @@ export async function withServing(io: Io, { topology, file }: LoadedTopology, op
   }
 }
 
+function folderFor(asked: string | undefined): string {
+  if (asked === undefined) return mkdtempSync(join(tmpdir(), 'vfiosim-'));
+  try {
+    mkdirSync(asked, { recursive: true });
+    return asked;
+  } catch (error) {
+    throw new WrongUsage(`--dir: ${asked} cannot be made: ${(error as NodeJS.ErrnoException).code ?? String(error)}`);
+  }
+}
+
 function announce(io: Io, { name, server }: RunningGuest, argv: readonly string[], replace: boolean): void {
   const { colors } = io;
   const unit = server.guest.unit;
@@ -94,7 +108,7 @@ function announce(io: Io, { name, server }: RunningGuest, argv: readonly string[
   io.stdout.write(`${colors.bold(name)} waits for a virtual machine\n`);
   for (const { served, path } of server.functions) io.stdout.write(`  00:${served.slot}  ${served.name.padEnd(12)} ${path}\n`);
   if (unit !== undefined) io.stdout.write(`  IOMMU ${unit.name}: cap ${hexadecimal(unit.capabilities.cap)} ecap ${hexadecimal(unit.capabilities.ecap)}, ACPI table ${server.table ?? ''}\n`);
-  io.stdout.write(`Start it with${replace ? ' (VMLINUZ and INITRD: kernel and initramfs of the guest)' : ''}:\n\n${shellText(argv)}\n\n`);
+  io.stdout.write(`Start it with${replace ? ` (VMLINUZ and INITRD stand for a kernel and an initramfs; none are prepared in ${defaultDirectory()})` : ''}:\n\n${shellText(argv)}\n\n`);
 }
 
 /** On a terminal one line for each guest, brought up to date; elsewhere a line when a virtual machine comes or goes. */
@@ -102,6 +116,7 @@ class StatusLines {
   private readonly io: Io;
   private readonly guests: readonly RunningGuest[];
   private readonly shown = new Map<string, string>();
+  private readonly warned = new Set<string>();
   private timer: NodeJS.Timeout | undefined;
   private drawn = 0;
 
@@ -121,6 +136,7 @@ class StatusLines {
 
   private show(): void {
     const { stderr } = this.io;
+    for (const guest of this.guests) this.warn(guest);
     if (stderr.isTTY === true) {
       if (this.drawn > 0) stderr.write(`\u001b[${this.drawn}A`);
       this.drawn = this.guests.length;
@@ -134,6 +150,16 @@ class StatusLines {
       this.shown.set(guest.name, state);
       say(this.io, stateText(guest));
     }
+  }
+
+  /** Once for each virtual machine, above the lines that change. */
+  private warn({ name, server }: RunningGuest): void {
+    const lacking = server.attached ? server.guest.lackingMemory : undefined;
+    if (!server.attached) this.warned.delete(name);
+    if (lacking === undefined || this.warned.has(name)) return;
+    this.warned.add(name);
+    say(this.io, `warning: ${lacking}`);
+    this.drawn = 0;
   }
 }
 

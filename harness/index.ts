@@ -48,3 +48,8 @@ export { explainLog, type LogGroup, type LogReport } from './explain/log.js';
 export { replayFiles, type ReplayFilesOptions, type ReplayFilesResult } from './replay/worker-pool.js';
 export { VectorRecorder } from './replay/record.js';
 export type { Disagreement, KnownDisagreement, ReplayReport, StaleAnswer, Unsupported } from './replay/report.js';
+/** External guests: somebody else's virtual machine on IOMMU and devices of ours. */
+export { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from './serve/external-guests.js';
+export { guestCommand } from './serve/guest-command.js';
+export { runLinux, type LinuxGuestResult, type LinuxResult, type LinuxRunOptions } from './linux/linux-run.js';
+export { findLinux, type LinuxSearch, type PreparedLinux } from './linux/prepared.js';

@@ -10,7 +10,8 @@ import { QueuesTakeOwnPasid } from './enqueues.js';
 import { FaultsStayWithTheirMm, FlushedWithoutLocks, GroupsHandledWhole, SilentAfterUnbind } from './faults.js';
 import { sourceIdOf } from '../topology/units.js';
 import { InterruptsAsRemapped } from './interrupts.js';
-import type { Checker, SourceOf } from './invariant.js';
+import type { Trace } from '../../sim/trace.js';
+import { CheckerSet, type Checker, type SourceOf } from './invariant.js';
 import { QuietAfterMmExit, SilentAfterMmExit } from './mm-exit.js';
 import { AnswersAsGiven, GroupIndexUsedOnce, GroupsAnsweredOnce, RequestsWithinAllocation } from './page-groups.js';
 import { PasidSingleOwner } from './pasids.js';
@@ -103,4 +104,10 @@ export function standardCheckers(host: Host): Checker[] {
     ...(assigned ? passthroughCheckers(host) : []),
     new LocksInOrder(host.scheduler),
   ];
+}
+
+/** What can be said of an external guest, of whom only hardware is ours: it looks at functions and the fabric alone. */
+export function servedCheckers(trace: Trace, functions: readonly PciFunction[]): CheckerSet {
+  const allocated = (source: number): number => functions.find(({ requesterId }) => requesterId === source)?.pri?.allocated ?? 0;
+  return new CheckerSet(trace, [new TranslationsForgotten(), new GroupsAnsweredOnce(), new GroupIndexUsedOnce(), new RequestsWithinAllocation(allocated)]);
 }

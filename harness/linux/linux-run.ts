@@ -6,6 +6,7 @@ import { unmetExpectations } from '../expectations.js';
 import { countersOf } from '../serve/counters.js';
 import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../serve/external-guests.js';
 import { guestCommand } from '../serve/guest-command.js';
+import type { InvariantSummary } from '../summary.js';
 import type { LoadedTopology } from '../topology/load.js';
 import { shortcomings } from './expectations.js';
 import { bootGuest, type GuestReport } from './guest-run.js';
@@ -24,6 +25,7 @@ export interface LinuxGuestResult {
   readonly guest: string;
   readonly report: GuestReport;
   readonly counters: Readonly<Record<string, number>>;
+  readonly invariants: readonly InvariantSummary[];
   /** Interrupts of the IOMMU that QEMU refused. */
   readonly interruptsLost: number;
   /** Why it is not good, in sentences; none when it is. */
@@ -59,8 +61,10 @@ async function runOne(running: RunningGuest, { topology }: LoadedTopology, { lin
   const counters = countersOf(guest.trace);
   const found = [...shortcomings(report, guest.topology.linux.allow), ...unmetExpectations(topology, { flows: [], guests: [], counters, log: report.lines })];
   if (report.exit.cause !== 'ended' || report.exit.code !== 0) found.push(`QEMU ${exitText(report)}`);
+  const invariants = guest.checkers.finish();
+  for (const { name, violations } of invariants) for (const text of violations) found.push(`${name}: ${text}`);
   if (guest.interruptsLost > 0) found.push(`QEMU refused ${guest.interruptsLost} interrupt(s) of the IOMMU`);
-  return { guest: running.name, report, counters, interruptsLost: guest.interruptsLost, shortcomings: found };
+  return { guest: running.name, report, counters, invariants, interruptsLost: guest.interruptsLost, shortcomings: found };
 }
 
 function exitText({ exit, messages }: GuestReport): string {

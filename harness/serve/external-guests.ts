@@ -81,10 +81,7 @@ export class ExternalGuests {
 
   /** Resolves when a condition about clients holds. */
   async until(guest: RunningGuest, condition: () => boolean): Promise<void> {
-    const { functions } = guest.server;
-    await this.run('until', (function* () {
-      while (!condition()) yield* functions[0]!.server.until(condition);
-    })());
+    await this.run('until', guest.server.until(condition));
   }
 
   private build(guest: GuestTopology, loaded: LoadedTopology, options: ExternalGuestsOptions): Parts {
@@ -144,7 +141,7 @@ export function externalGuestsOf({ topology, file }: LoadedTopology): GuestTopol
 /** What a served guest's machine is made from; images are files that its disks lie on. */
 export function servedSettings(loaded: LoadedTopology, options: Pick<ServedSettings, 'seed' | 'defects' | 'traceRecords'>, opened: (medium: FileMedium) => void): ServedSettings {
   return {
-    topology: loaded.topology, watch: false, ...options,
+    topology: loaded.topology, watch: true, ...options,
     file: (path) => new Uint8Array(readFileSync(resolve(loaded.directory, path))),
     medium: (device) => {
       if (device.image === undefined) return undefined;

@@ -1,7 +1,7 @@
 /** Serves an external guest: one socket for each of its functions, in a folder, and its ACPI table beside them. */
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Scheduler, Steps } from '../../sim/task.js';
+import { WaitQueue, type Scheduler, type Steps } from '../../sim/task.js';
 import { VfioUserServer } from '../../vfio/user/posix/server.js';
 import type { MachineRecorder } from '../../vfio/user/recording/index.js';
 import type { ServedFunction, ServedGuest } from './served-guest.js';
@@ -31,18 +31,21 @@ export class GuestServer {
   /** File of the ACPI table. */
   readonly table: string | undefined;
   private readonly directory: string;
+  private readonly changed: WaitQueue;
   private started: FunctionServer[] = [];
 
   constructor(guest: ServedGuest, options: GuestServerOptions) {
     const { directory, onBug, enter, outside, recorder } = options;
     this.guest = guest;
     this.directory = directory;
+    this.changed = new WaitQueue(outside, `clients of ${guest.name}`);
     const table = guest.table();
     this.table = table === undefined ? undefined : join(directory, `${guest.name}-${table.signature.toLowerCase()}.aml`);
     this.functions = guest.functions.map((served) => {
       const path = join(directory, `${guest.name}-${served.name}.sock`);
       const server = new VfioUserServer({
         path, device: served.device, scheduler: guest.scheduler, onBug, enter, outside, policy: served.bringsMemory ? 'map-sealed' : 'messages',
+        onChange: () => this.changed.wakeAll(),
         ...(recorder === undefined ? {} : { recorder: recorder.device(served.name) }),
       });
       return { served, path, server };
@@ -57,6 +60,11 @@ export class GuestServer {
   /** Some connection is there. */
   get busy(): boolean {
     return this.functions.some(({ server }) => server.busy);
+  }
+
+  /** Sleeps until a condition about clients holds. */
+  until(condition: () => boolean): Steps {
+    return this.changed.until(condition);
   }
 
   /** Writes the table and listens on every socket; on failure nothing is left. EADDRINUSE and what else `VfioUserServer.start` refuses with. */

@@ -18,6 +18,8 @@ import { ClientMemory } from '../../vfio/user/client-memory.js';
 import { MessagePort } from '../../vfio/user/message-port.js';
 import { PciFunctionOps } from '../../vfio/user/pci-function-ops.js';
 import type { ServedDevice } from '../../vfio/user/session.js';
+import { servedCheckers } from '../checkers/index.js';
+import type { CheckerSet } from '../checkers/invariant.js';
 import { composeServed, machineOf, type FailingClock, type ServedHardware } from '../compose/served.js';
 import type { Settings } from '../compose/settings.js';
 import { CARRIER_SLOT } from '../topology/check-external.js';
@@ -45,6 +47,8 @@ export class ServedGuest {
   /** In the order in which a client has to connect: who brings the memory comes first. */
   readonly functions: readonly ServedFunction[];
   readonly memory = new ClientMemory();
+  /** Watch functions and fabric. */
+  readonly checkers: CheckerSet;
   /** Interrupts of the IOMMU that the client refused to deliver. */
   interruptsLost = 0;
 
@@ -58,6 +62,7 @@ export class ServedGuest {
     // an IOMMU's walks cannot wait for answers; plain addresses of a client can be asked for
     const byMessages = external.iommu === undefined ? { wrapPort: (port: FunctionPort, at: Clock) => new MessagePort(port, this.memory, at) } : {};
     this.hardware = composeServed({ ...settings, ...byMessages, topology, scope: guest.name, inject: external.inject }, { clock, memory: this.memory.memory, interrupts: this.interrupts() });
+    this.checkers = servedCheckers(this.trace, this.hardware.devices.models.map((model) => model.function));
     const devices = this.hardware.devices.models.map(({ name, function: fn }, i) => this.serve(name, external.devices[i]!.bdf.device, fn, this.unit === undefined && i === 0));
     this.functions = this.unit === undefined ? devices : [this.carry(this.unit), ...devices];
   }
@@ -72,6 +77,15 @@ export class ServedGuest {
 
   get trace(): Trace {
     return this.hardware.trace;
+  }
+
+  /** Why the IOMMU finds no tables and the devices move nothing, although a client is there; undefined when it brought its memory, or no IOMMU needs it at once. */
+  get lackingMemory(): string | undefined {
+    const { regions } = this.memory;
+    if (this.unit === undefined || regions.length === 0) return undefined;
+    // beside its memory a monitor announces small regions of other kinds
+    const main = regions.reduce((largest, region) => (region.sizeBytes > largest.sizeBytes ? region : largest));
+    return main.window !== undefined ? undefined : `${this.name} passed no descriptor for its memory, where the IOMMU's tables are: start QEMU with memory-backend-memfd,share=on`;
   }
 
   /** The ACPI table that tells the guest of the IOMMU; undefined without one. Only our devices are in its scope: what the monitor emulates does not pass our IOMMU. */

@@ -5,6 +5,7 @@
  * other side can do to memory that is mapped here is change it, no more, if its file cannot shrink (`descriptor.ts`).
  */
 import { Errno } from '../../../sim/errno.js';
+import { load32 } from '../../../sim/little-endian.js';
 import type { MemoryWindow } from '../transport.js';
 import { callError, MAP_SHARED, PROT_READ, PROT_WRITE, type PosixCalls } from './calls.js';
 
@@ -21,6 +22,11 @@ interface Piece {
   readonly words: Int32Array;
   readonly longs: BigInt64Array;
 }
+
+/** A cache line: the most that a record has. */
+const RECORD_BYTES = 64;
+/** Entries whose last word says that they are new. */
+const PHASED_BYTES = 16;
 
 export class MappedWindow implements MemoryWindow {
   lo = 0;
@@ -111,6 +117,10 @@ export class MappedWindow implements MemoryWindow {
 
   write(offset: number, source: Uint8Array, sourceOffset: number, length: number): boolean {
     if (!this.writable || !this.has(offset, length)) return false;
+    if (length <= RECORD_BYTES && ((offset | length) & 3) === 0 && (offset % PIECE_BYTES) + length <= PIECE_BYTES) {
+      this.writeRecord(offset, source, sourceOffset, length);
+      return true;
+    }
     for (let done = 0; done < length; ) {
       const { bytes } = this.pieces[Math.floor((offset + done) / PIECE_BYTES)]!, at = (offset + done) % PIECE_BYTES;
       const count = Math.min(length - done, bytes.length - at);
@@ -118,6 +128,20 @@ export class MappedWindow implements MemoryWindow {
       done += count;
     }
     return true;
+  }
+
+  /**
+   * A processor sees what a device writes into one cache line at once; ours would come in pieces, and some bytes twice
+   * (a C library's memmove may store overlapping halves), while another processor already polls them and clears them for
+   * the next time. So each word is stored once, and last the one that a poller waits for: the last of an entry of 16 bytes
+   * (the phase of NVMe), the first of anything else (the status of a completion record).
+   */
+  private writeRecord(offset: number, source: Uint8Array, sourceOffset: number, length: number): void {
+    const { words } = this.pieces[Math.floor(offset / PIECE_BYTES)]!, first = (offset % PIECE_BYTES) >>> 2, count = length >>> 2;
+    for (let i = 0; i < count; i++) {
+      const word = length === PHASED_BYTES ? i : count - 1 - i;
+      Atomics.store(words, first + word, load32(source, sourceOffset + 4 * word) | 0);
+    }
   }
 
   fill(offset: number, value: number, length: number): boolean {
