@@ -38,8 +38,11 @@ export function isGuestRecording(start: Uint8Array): boolean {
   return new TextDecoder('latin1').decode(start.subarray(0, FORMAT.length)) === FORMAT;
 }
 
-/** @throws InvalidInput a broken recording, one of something else, disks that are not there or not the same */
-export function replayGuest(file: string): ReplayReport {
+/**
+ * @param defects named defects of the product, for tests
+ * @throws InvalidInput a broken recording, one of something else, disks that are not there or not the same
+ */
+export function replayGuest(file: string, defects: ReadonlySet<string> = new Set()): ReplayReport {
   const recording = openRecording(file);
   const fields = guestFields(recording, file);
   const directory = imageDirectory(fields, file);
@@ -48,7 +51,7 @@ export function replayGuest(file: string): ReplayReport {
   if (guest === undefined) return refuse(file, `its topology has no external guest "${fields.guest}"`);
   const media: FileMedium[] = [];
   const clock = new VirtualClock();
-  const served = new ServedGuest(guest, servedSettings({ topology, file: fields.file, directory }, { seed: fields.seed, defects: new Set(), traceRecords: 1 << 16 }, (medium) => media.push(medium)), clock);
+  const served = new ServedGuest(guest, servedSettings({ topology, file: fields.file, directory }, { seed: fields.seed, defects, traceRecords: 1 << 16 }, (medium) => media.push(medium)), clock);
   try {
     const report = replayRecording(recording, { clock, scheduler: served.scheduler, devices: new Map(served.functions.map(({ name, device }) => [name, device])) });
     const [difference] = report.differences;
