@@ -22,8 +22,8 @@ function packageVersion(): string {
 }
 
 const CODES = `
-Exit codes: 0 fine; 1 a flow, an expectation or an invariant failed, or a replay disagrees; 2 wrong usage;
-3 invalid topology or vector; 42 the simulated time or event limit was hit; 70 a bug in the simulator.`;
+Exit codes: 0 fine; 1 a flow, an expectation, an invariant or a guest failed, or a replay disagrees; 2 wrong usage;
+3 invalid topology, vector or recording; 42 the simulated time or event limit was hit; 70 a bug in the simulator.`;
 
 function build(io: Io, answer: (code: number) => void): Command {
   const program = new Command('vfiosim')
@@ -76,7 +76,7 @@ function build(io: Io, answer: (code: number) => void): Command {
     .argument('<file>', 'topology (YAML) with a guest that is external')
     .option('--dir <dir>', 'folder of sockets and ACPI tables; default: one of its own, removed at the end')
     .option('--guest <dir>', 'prepared guest whose kernel stands in the command that is printed')
-    .option('--once', 'end when every guest has come and gone')
+    .option('--once', 'end when every guest has come and gone, however it went')
     .option('--record <out>', 'write everything that comes from outside, for replay')
     .option('--trace <out>', 'write the trace of our hardware: *.json for ui.perfetto.dev, anything else NDJSON')
     .option('--seed <n>', 'seed of the machines; default: the topology\'s', wholeNumber)

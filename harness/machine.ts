@@ -31,6 +31,7 @@ import { Scenario } from './scenario/scenario.js';
 import type { StopPoint } from './stop-point.js';
 import type { GuestSummary, InvariantSummary, Leaks, RunEnd, Summary } from './summary.js';
 import { checkTopology, loadTopology, type LoadedTopology } from './topology/load.js';
+import { InvalidInput } from './topology/problems.js';
 import type { TopologyInput } from './topology/schema.js';
 
 export interface MachineOptions {
@@ -79,6 +80,7 @@ export class Machine implements Inspectable {
   constructor(loaded: LoadedTopology, options: MachineOptions = {}) {
     const { topology } = loaded;
     const watch = options.checkers ?? true;
+    refuseExternalGuests(loaded);
     checkDefects(options.defects ?? []);
     this.loaded = loaded;
     this.name = topology.name ?? loaded.file;
@@ -321,6 +323,14 @@ export class Machine implements Inspectable {
   addChecker(checker: Checker): void {
     this.added.push(new CheckerSet(this.trace, [checker]));
   }
+}
+
+/** Somebody else's virtual machine lives in real time, and not in ours. */
+function refuseExternalGuests({ topology, file }: LoadedTopology): void {
+  const at = topology.guests.findIndex(({ external }) => external !== undefined);
+  if (at < 0) return;
+  const message = `"${topology.guests[at]!.name}" is external: its machine is served and not simulated. vfiosim serve FILE waits for it, vfiosim linux FILE boots a Linux on it`;
+  throw new InvalidInput([{ file, path: `guests[${at}].external`, message }]);
 }
 
 /** Loads or checks a topology and composes the machine. Throws InvalidInput with every problem. */

@@ -19,8 +19,6 @@ const NEAR_NS = NS_PER_MS;
 const MAX_DELAY_MS = 0x7fff_ffff;
 /** Real time that events may take before sockets get their turn. */
 const BATCH_MS = 2;
-/** Events between two looks at the time. */
-const LOOK_EVENTS = 8;
 
 export interface WallClockOptions {
   /** Milliseconds that only grow; by default those of this process. */
@@ -146,17 +144,11 @@ export class WallClock implements Clock {
   private readonly ring = (): void => {
     this.disarm();
     const untilNs = this.now, endMs = this.realMs() + BATCH_MS;
-    let looks = LOOK_EVENTS, failure: { error: unknown } | undefined;
+    let failure: { error: unknown } | undefined;
     this.state = 'event';
     try {
-      this.events.run({
-        untilNs,
-        stop: () => {
-          if (--looks > 0) return this.stopped;
-          looks = LOOK_EVENTS;
-          return this.stopped || this.realMs() >= endMs;
-        },
-      });
+      // one event may take long: the time is looked at after each
+      this.events.run({ untilNs, stop: () => this.stopped || this.realMs() >= endMs });
     } catch (error) {
       failure = { error };
     }

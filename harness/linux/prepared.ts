@@ -93,6 +93,7 @@ function probe(qemu: readonly string[]): Emulator {
   const name = qemu.find((word) => word.endsWith(PROGRAM)) ?? qemu[0]!;
   const asked = run([...qemu, '--version']);
   const version = /version (\d+)\.(\d+)(?:\.\d+)*/.exec(asked.text);
+  if (!asked.failed && version === null) return { missing: `${name} is no QEMU: it does not say which version it is.` };
   if (asked.failed || version === null) return { missing: `${name} does not run: ${asked.text.trim().split('\n').at(-1) ?? ''}` };
   const number = version[0].replace('version ', '');
   const [major, minor] = [Number(version[1]), Number(version[2])];

@@ -4,7 +4,7 @@
  * no real time are involved; the machine is built from the topology inside the recording.
  */
 import { readFileSync, statSync } from 'node:fs';
-import { dirname, join, resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { VirtualClock } from '../../sim/clock.js';
 import { BrokenRecording, FORMAT, formatDifference, Recording, replayRecording, type Item } from '../../vfio/user/recording/index.js';
 import type { FileMedium } from '../media/file-medium.js';
@@ -93,10 +93,10 @@ function guestFields({ fields }: Recording, file: string): GuestFields {
 /** Where the disks lie: beside the topology, as it was, or beside the recording. */
 function imageDirectory({ file: topology, images }: GuestFields, file: string): string {
   const places = [dirname(resolve(topology)), dirname(resolve(file))];
-  const same = (directory: string): boolean => Object.entries(images).every(([name, hash]) => hashOf(join(directory, name)) === hash);
+  const same = (directory: string): boolean => Object.entries(images).every(([name, hash]) => hashOf(resolve(directory, name)) === hash);
   const found = places.find(same);
   if (found !== undefined) return found;
-  const [name] = Object.entries(images).find(([image, hash]) => places.every((place) => hashOf(join(place, image)) !== hash)) ?? Object.entries(images)[0]!;
+  const [name] = Object.entries(images).find(([image, hash]) => places.every((place) => hashOf(resolve(place, image)) !== hash)) ?? Object.entries(images)[0]!;
   return refuse(file, `its disk image "${name}" is neither beside the topology (${places[0]!}) nor beside the recording (${places[1]!}) with the content it had`);
 }
 

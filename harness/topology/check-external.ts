@@ -3,7 +3,7 @@ import { buildCapabilities } from '../../iommu/intel-vtd/spec/capabilities.js';
 import { externalCapabilities } from './capability-options.js';
 import { checkDsa, checkNvme } from './check-devices.js';
 import { unique, type Report } from './problems.js';
-import type { ExternalTopology, GuestTopology, Topology } from './schema.js';
+import { DEFAULT_DISK_BYTES, type ExternalTopology, type GuestTopology, type Topology } from './schema.js';
 import { formatBdf, formatSize } from './units.js';
 
 /** Where the device sits that carries the registers of the IOMMU. */
@@ -44,6 +44,7 @@ function checkExternal(guest: GuestTopology, external: ExternalTopology, i: numb
     if (device.model === 'dsa') checkDsa(device, { ports: [] }, at, report);
     if (device.model !== 'nvme') return;
     checkNvme(device, directory, at, report);
+    if (device.image !== undefined && device.size !== DEFAULT_DISK_BYTES) report(at('size'), 'the image is the whole disk of an external guest: its size is the file\'s');
     if (device['image-mode'] !== 'snapshot' && device.image === undefined) report(at('image-mode'), `"${device['image-mode']}" needs an image`);
   });
 }

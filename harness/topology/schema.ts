@@ -137,10 +137,12 @@ const edu = z.strictObject({
   'dma-mask-bits': z.int().min(28).max(64).default(28),
 });
 
+export const DEFAULT_DISK_BYTES = 64 * 2 ** 20;
+
 const nvme = z.strictObject({
   model: z.literal('nvme'),
   ...functionCommon,
-  size: size.default(64 * 2 ** 20).describe('Bytes of the namespace, whole blocks of 512 bytes'),
+  size: size.default(DEFAULT_DISK_BYTES).describe('Bytes of the namespace, whole blocks of 512 bytes; of an external guest only without an image'),
   image: z.string().optional().describe('Content of its first bytes, a file relative to the topology'),
   'image-mode': z.enum(['snapshot', 'write', 'read-only']).default('snapshot').describe('snapshot: the file is never written to; write and read-only: the file is the disk (external guests only)'),
   'io-queues': z.int().min(1).max(64).default(4).describe('I/O queue pairs, each with an interrupt vector'),

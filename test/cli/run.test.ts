@@ -53,6 +53,12 @@ describe('vfiosim run', () => {
     expect(out.endsWith('\nFAIL\n')).toBe(true);
   });
 
+  it('exits with 3 for a topology whose guest is somebody else\'s, and says what to do with it', async () => {
+    const { code, out, err } = await vfiosim('run', config('linux'));
+    expect({ code, out }).toEqual({ code: 3, out: '' });
+    expect(err).toBe(`${config('linux')}: guests[0].external: "linux" is external: its machine is served and not simulated. vfiosim serve FILE waits for it, vfiosim linux FILE boots a Linux on it\n`);
+  });
+
   it('exits with 42 at a limit and shows who still waits', async () => {
     const file = topology('limit', `version: 1\nname: limit\nlimits: { time: 10us }\nprocesses: [{ name: sleeper, steps: [{ sleep: 1s }] }]\n`);
     const { code, out } = await vfiosim('run', file);

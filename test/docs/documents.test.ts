@@ -1,11 +1,12 @@
 /** Documents name files, functions, words and tests that exist. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, posix } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import { loadTopology } from '../../harness/topology/load.js';
 import { topologyJsonSchema } from '../../harness/topology/schema.js';
 import { vfiosim } from '../cli/vfiosim.js';
-import { blocksOf, commandsOf, comparedOutputs, ROOT, textOf } from './blocks.js';
+import { blocksOf, commandsOf, comparedOutputs, needsVirtualMachine, ROOT, textOf } from './blocks.js';
 
 const DOCUMENTS = ['README.md', ...readdirSync(join(ROOT, 'docs'), { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.md')).map((file) => posix.join('docs', file.replaceAll('\\', '/')))];
 
@@ -115,6 +116,11 @@ describe.each(['docs/writing-topologies.md', 'docs/guests.md'])('%s', (document)
       for (const [i, block] of blocksOf(document, 'yaml').entries()) {
         const file = join(directory, `${i}.yaml`);
         writeFileSync(file, block);
+        // an external guest needs a virtual machine
+        if (block.includes('external:')) {
+          expect(await vfiosim('check', file)).toMatchObject({ code: 0, err: '' });
+          continue;
+        }
         const { code, out, err } = await vfiosim('run', file);
         expect({ code, err, verdict: out.trimEnd().split('\n').at(-1) }).toEqual({ code: 0, err: '', verdict: 'PASS' });
       }
@@ -145,9 +151,64 @@ describe('docs/writing-topologies.md', () => {
   it('has every word of a mediated device, a guest and its devices', () => {
     const { properties } = topologyJsonSchema() as { properties: Record<string, { items: { properties: Record<string, { items: Schema }> } }> };
     const guest = properties['guests']!.items.properties;
-    const words = [...Object.keys(properties['mdevs']!.items.properties), ...Object.keys(guest), ...Object.keys(guest['devices']!.items.properties!)];
+    const external = (guest['external'] as unknown as Schema).properties!;
+    const words = [
+      ...Object.keys(properties['mdevs']!.items.properties), ...Object.keys(guest), ...Object.keys(guest['devices']!.items.properties!), ...Object.keys(external), ...Object.keys(external['linux']!.properties!),
+    ];
     const mentioned = codeOf(textOf(document)).flatMap((code) => code.split(/[ ,:.{}[\]]+/));
     expect([...new Set(words)].filter((word) => !mentioned.includes(word))).toEqual([]);
+  });
+});
+
+describe('docs/linux-guest.md', () => {
+  const document = 'docs/linux-guest.md';
+  const text = textOf(document);
+  const init = readFileSync(join(ROOT, 'harness/linux/guest/init'), 'utf8'), programs = readFileSync(join(ROOT, 'harness/linux/guest/dsa-test.c'), 'utf8');
+
+  it('shows topologies that are sound, the first of them as configs/linux.yaml has it', async () => {
+    const blocks = blocksOf(document, 'yaml');
+    const directory = mkdtempSync(join(tmpdir(), 'vfiosim-docs-'));
+    symlinkSync(join(ROOT, 'configs/data'), join(directory, 'data'));
+    try {
+      expect(blocks.length).toBeGreaterThan(1);
+      for (const [i, block] of blocks.entries()) {
+        writeFileSync(join(directory, `${i}.yaml`), block);
+        expect(await vfiosim('check', join(directory, `${i}.yaml`))).toMatchObject({ code: 0, err: '' });
+      }
+      const externalOf = (file: string): object => loadTopology(file).topology.guests[0]!.external!;
+      expect(externalOf(join(directory, '0.yaml'))).toEqual(externalOf(join(ROOT, 'configs/linux.yaml')));
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  });
+
+  it.each([...new Set([...commandsOf(document), ...commandsOf('README.md')].filter(({ command }) => needsVirtualMachine(command)).flatMap(({ command }) => command.split('\n')))])('%s: file and options exist', async (line) => {
+    const [, command, file, ...rest] = line.split(' ').slice(1);
+    if (file!.startsWith('configs/')) expect(await vfiosim('check', join(ROOT, file!))).toMatchObject({ code: 0 });
+    const { out } = await vfiosim(command!, '--help');
+    expect(rest.filter((word) => word.startsWith('-') && !out.includes(word))).toEqual([]);
+  });
+
+  it('shows lines that the guest prints', () => {
+    const lines = [...text.matchAll(/^(booted|begin|end|pci|nvme|dsa|dsa-test|irq|exec) .*$/gm)].map(([line]) => line);
+    expect(lines.length).toBeGreaterThan(40);
+    const keys = new Set(lines.filter((line) => !line.startsWith('exec')).flatMap((line) => [...line.matchAll(/ ([a-z_]+)=/g)].map(([, key]) => key!)));
+    expect(keys.size).toBeGreaterThan(25);
+    expect([...keys].filter((key) => !init.includes(`${key}=`) && !programs.includes(`${key}=`))).toEqual([]);
+  });
+
+  it('names every exit status of prepare, every error on demand, every word of modes and steps', () => {
+    const prepare = readFileSync(join(ROOT, 'harness/linux/prepare'), 'utf8');
+    const statuses = [.../^# Exit status: ([^]*?)\.\nset /m.exec(prepare)![1]!.matchAll(/(\d) [a-z]/g)].map(([, status]) => status!);
+    expect(statuses).toEqual(['0', '2', '3', '4', '5', '6', '7', '8', '9']);
+    const said = /^Exit status: [^]*?another `prepare`/m.exec(text)![0];
+    expect(statuses.filter((status) => !new RegExp(`\\b${status} `).test(said))).toEqual([]);
+    const { properties } = topologyJsonSchema() as { properties: Record<string, { items: { properties: Record<string, { properties: Record<string, { items: { properties: Record<string, { enum?: string[] }> } }> }> } }> };
+    const words = properties['guests']!.items.properties['external']!.properties['inject']!.items.properties;
+    expect([...Object.keys(words), ...words['error']!.enum!, ...words['descriptor']!.enum!].filter((word) => !text.includes(`\`${word}\``))).toEqual([]);
+    const steps = [...text.matchAll(/run: \[([^\]]+)\]/g)].flatMap(([, list]) => list!.split(/[ ,"]+/)).filter((step) => step !== '' && !step.startsWith('exec:'));
+    expect(steps.length).toBeGreaterThan(0);
+    expect(steps.filter((step) => !init.includes(`#     ${step} `))).toEqual([]);
   });
 });
 

@@ -7,7 +7,7 @@ const sh = (script: string): string[] => ['sh', '-c', script];
 /** Prints the number of a process of its own that would run for long, and waits for it. */
 const WITH_CHILD = 'sleep 600 & echo GUEST child $!; wait';
 
-/** Gone, or dead and only waiting for its parent. */
+/** Gone, or dead and only waiting for its parent; a process closes its console shortly before it is. */
 function ended(pid: number): boolean {
   return !existsSync(`/proc/${pid}`) || /^\d+ \(.*\) [ZX]/.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
 }
@@ -35,14 +35,14 @@ describe.runIf(process.platform === 'linux')('bootGuest', () => {
   test('when its time is over it ends with all its processes', async () => {
     const report = await bootGuest({ argv: sh(WITH_CHILD), timeoutMs: 300 }).report;
     expect(report.exit).toMatchObject({ cause: 'timeout', signal: 'SIGTERM' });
-    expect(ended(Number(report.facts[0]!.words[0]))).toBe(true);
+    await expect.poll(() => ended(Number(report.facts[0]!.words[0]))).toBe(true);
   });
 
   test('stop ends it', async () => {
     const boot = bootGuest({ argv: sh(WITH_CHILD), onLine: () => boot.stop() });
     const report = await boot.report;
     expect(report.exit.cause).toBe('stopped');
-    expect(ended(Number(report.facts[0]!.words[0]))).toBe(true);
+    await expect.poll(() => ended(Number(report.facts[0]!.words[0]))).toBe(true);
     boot.stop();
   });
 
@@ -56,7 +56,7 @@ describe.runIf(process.platform === 'linux')('bootGuest', () => {
   test('a process that outlives it does not keep the console open', async () => {
     const report = await bootGuest({ argv: sh('sleep 600 & echo GUEST child $!') }).report;
     expect(report.exit).toMatchObject({ cause: 'ended', code: 0 });
-    expect(ended(Number(report.facts[0]!.words[0]))).toBe(true);
+    await expect.poll(() => ended(Number(report.facts[0]!.words[0]))).toBe(true);
   });
 
   test('nothing of it stays with this process', async () => {

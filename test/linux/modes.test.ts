@@ -56,8 +56,8 @@ const MODES: Readonly<Record<string, Mode>> = {
       expect(kinds(guest)).toEqual(['CC global', 'IOTLB domain', 'IOTLB global', 'IOTLB page', 'IWD']);
     },
   },
-  // Linux finds no 1 GiB pages in CAP (FS1GP means nothing without first-level tables, so it is clear) and does without SVM
-  // from boot on: intel_svm_check() in drivers/iommu/intel/svm.c. Hardware that had the bit would get to EINVAL.
+  // Linux finds no 1 GiB pages in CAP (FS1GP is clear, since it would mean nothing without first-level tables) while its
+  // processors have them, and does without SVM from boot on: intel_svm_check() in drivers/iommu/intel/svm.c
   'scalable mode with second-level tables only: no table to share (ENODEV)': {
     machine: { iommu: { 'first-level': false } }, type: 'DMA-FQ', scalable: true, refused: ['ENODEV', 'pasid allocation failed: -19'],
     proof: (guest) => {

@@ -149,7 +149,7 @@ export function preparedLinux(): PreparedLinux {
 
 function topologyOf({ iommu, kernel = {}, disk, accelerator, accelerators = 1, inject = [], linux = {}, timing = {} }: Machine): TopologyInput {
   const devices: External['devices'] = [
-    { model: 'nvme', name: 'disk', bdf: '0000:00:03.0', image: 'disk.img', 'image-mode': 'write', size: DISK_BYTES, ...disk },
+    { model: 'nvme', name: 'disk', bdf: '0000:00:03.0', image: 'disk.img', 'image-mode': 'write', ...disk },
     ...Array.from({ length: accelerators }, (_, i) => ({ model: 'dsa' as const, name: `dsa${i}`, bdf: `0000:00:0${4 + i}.0`, ...accelerator })),
   ];
   return { version: 1, timing, guests: [{ name: 'linux', external: { iommu: { model: 'intel-vtd', ...iommu }, kernel, devices, inject, linux } }] };

@@ -1,7 +1,8 @@
 /** Every topology that ships with the product passes, and is a function of its seed. */
 import { describe, expect, it } from 'vitest';
 import type { Summary } from '../../harness/summary.js';
-import { CONFIGS, idleInvariants, NO_LEAKS, RARELY_BUSY, runConfig, SOMETIMES_IDLE } from './shipped.js';
+import { InvalidInput } from '../../harness/topology/problems.js';
+import { CONFIGS, idleInvariants, NO_LEAKS, RARELY_BUSY, runConfig, SERVED, SOMETIMES_IDLE } from './shipped.js';
 
 /** First runs, by file. */
 const first = new Map<string, Summary>();
@@ -18,6 +19,12 @@ describe.each(CONFIGS)('%s', (file) => {
     // invariants that saw nothing prove nothing
     expect(idleInvariants(summary)).toEqual([]);
     expect(runConfig(file).summary()).toEqual(summary);
+  });
+});
+
+describe.each(SERVED)('%s', (file) => {
+  it('is a topology, and nothing to simulate', () => {
+    expect(() => runConfig(file)).toThrow(InvalidInput);
   });
 });
 

@@ -3,9 +3,13 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { createMachineSync, type Machine } from '../../harness/machine.js';
 import type { Summary } from '../../harness/summary.js';
+import { loadTopology } from '../../harness/topology/load.js';
 
 const DIRECTORY = resolve(import.meta.dirname, '../../configs');
-export const CONFIGS = readdirSync(DIRECTORY).filter((file) => file.endsWith('.yaml')).sort();
+const TOPOLOGIES = readdirSync(DIRECTORY).filter((file) => file.endsWith('.yaml')).sort();
+/** Those with an external guest are served to a virtual machine: test/linux/ runs them. */
+export const SERVED = TOPOLOGIES.filter((file) => loadTopology(resolve(DIRECTORY, file)).topology.guests.some(({ external }) => external !== undefined));
+export const CONFIGS = TOPOLOGIES.filter((file) => !SERVED.includes(file));
 export const NO_LEAKS = { pasids: 0, pinnedPages: 0, domains: 0, frames: 0 };
 
 export function hasGuests(file: string): boolean {

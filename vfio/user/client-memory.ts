@@ -7,7 +7,7 @@
 import { hex } from '../../sim/address.js';
 import { Errno } from '../../sim/errno.js';
 import type { PhysicalMemory } from '../../sim/memory.js';
-import { ClientRegions, DMA_PAGE_SIZE, ForeignMemory, type ClientRegion } from './client-regions.js';
+import { ClientRegions, DMA_PAGE_SIZE, ForeignMemory, piecesOf, type ClientRegion } from './client-regions.js';
 import type { ClientRequests, RequestDone } from './client-requests.js';
 import { DirtyLog } from './dirty-log.js';
 import { DMA_REGION_READ, DMA_REGION_WRITE, DMA_UNMAP_ALL, type DmaMapRequest, type DmaUnmapRequest } from './protocol/records.js';
@@ -20,6 +20,12 @@ const ADDRESS_LIMIT = 2 ** 52;
 export interface MemoryListener {
   mapped?(region: ClientRegion): void;
   unmapped(address: number, sizeBytes: number): void;
+}
+
+export interface MemoryLimits {
+  readonly maxDmaMaps: number;
+  /** Mappings of at most 1 GiB that windows are made of. */
+  readonly maxMappings: number;
 }
 
 /** What a session lends. */
@@ -102,15 +108,16 @@ export class ClientMemory {
 
   /**
    * @internal DMA_MAP. The descriptor is taken over when this succeeds.
-   * EINVAL flags, pages, range; EEXIST over another region; ENOSPC more than `limit`; what the descriptor refuses.
+   * EINVAL flags, pages, range; EEXIST over another region; ENOSPC more than `maxDmaMaps` or `maxMappings`; what the descriptor refuses.
    */
-  map({ flags, offset, address, sizeBytes }: DmaMapRequest, descriptor: ReceivedDescriptor | undefined, limit: number): void {
+  map({ flags, offset, address, sizeBytes }: DmaMapRequest, descriptor: ReceivedDescriptor | undefined, { maxDmaMaps, maxMappings }: MemoryLimits): void {
     if ((flags & ~(DMA_REGION_READ | DMA_REGION_WRITE)) !== 0) throw new Errno('EINVAL', `DMA_MAP: flags ${hex(flags)}`);
     if (sizeBytes === 0 || address % DMA_PAGE_SIZE !== 0 || sizeBytes % DMA_PAGE_SIZE !== 0 || address + sizeBytes > ADDRESS_LIMIT) {
       throw new Errno('EINVAL', `DMA_MAP: ${hex(sizeBytes)} bytes at ${hex(address)} are no range of pages below 2^52`);
     }
     if (this.regionList.overlaps(address, sizeBytes)) throw new Errno('EEXIST', `DMA_MAP: ${hex(sizeBytes)} bytes at ${hex(address)} overlap a region`);
-    if (this.regions.length >= limit) throw new Errno('ENOSPC', `DMA_MAP: there are ${limit} regions already`);
+    if (this.regions.length >= maxDmaMaps) throw new Errno('ENOSPC', `DMA_MAP: there are ${maxDmaMaps} regions already`);
+    if (descriptor !== undefined && this.regionList.pieces + piecesOf(sizeBytes) > maxMappings) throw new Errno('ENOSPC', `DMA_MAP: ${hex(sizeBytes)} bytes more take more than ${maxMappings} mappings`);
     const readable = (flags & DMA_REGION_READ) !== 0, writable = (flags & DMA_REGION_WRITE) !== 0;
     if (descriptor !== undefined && (offset % DMA_PAGE_SIZE !== 0 || offset + sizeBytes > Number.MAX_SAFE_INTEGER)) throw new Errno('EINVAL', `DMA_MAP: offset ${hex(offset)}`);
     const window = readable || writable ? descriptor?.openWindow(offset, sizeBytes, writable) : undefined;

@@ -17,10 +17,20 @@ export interface ClientRegion {
   readonly window: MemoryWindow | undefined;
 }
 
+/** Of one mapping. */
+const PIECE_BYTES = 2 ** 30;
+
+/** Mappings that a window of so many bytes needs. */
+export function piecesOf(sizeBytes: number): number {
+  return Math.ceil(sizeBytes / PIECE_BYTES);
+}
+
 /** Regions by address. */
 export class ClientRegions {
   /** Ascending, disjoint. */
   readonly all: ClientRegion[] = [];
+  /** Mappings of all windows. */
+  pieces = 0;
   generation = 0;
   private last: ClientRegion | undefined;
 
@@ -41,6 +51,7 @@ export class ClientRegions {
 
   add(region: ClientRegion): void {
     this.all.splice(this.indexAfter(region.address), 0, region);
+    if (region.window !== undefined) this.pieces += piecesOf(region.sizeBytes);
     this.generation++;
   }
 
@@ -63,7 +74,9 @@ export class ClientRegions {
   private forget(region: ClientRegion): void {
     this.generation++;
     this.last = undefined;
-    region.window?.close();
+    if (region.window === undefined) return;
+    this.pieces -= piecesOf(region.sizeBytes);
+    region.window.close();
   }
 
   /** Index of the first region that begins behind `address`. */

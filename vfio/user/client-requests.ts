@@ -1,7 +1,8 @@
 /**
  * Messages from the server to its client, DMA_READ and DMA_WRITE, and the replies to them. Nobody waits: a reply that
  * arrives, an error, or the end of the connection calls back. What the client says in a reply is checked against what
- * was asked. At most `MAX_IN_FLIGHT` are under way; others queue here.
+ * was asked. At most `MAX_IN_FLIGHT` are under way; others queue here, and fail at once when there are too many: a client
+ * that does not answer must not fill this process.
  */
 import { hex } from '../../sim/address.js';
 import { ERRNO, Errno, type ErrnoName } from '../../sim/errno.js';
@@ -10,6 +11,7 @@ import {
 } from './protocol/index.js';
 
 const MAX_IN_FLIGHT = 256;
+const MAX_WAITING = 4096;
 const NAMES = new Map<number, ErrnoName>(Object.entries(ERRNO).map(([name, number]) => [number, name as ErrnoName]));
 
 /** Called once: undefined when the bytes have moved. */
@@ -41,7 +43,7 @@ export class ClientRequests {
     return this.inFlight.size + this.waiting.length;
   }
 
-  /** One message. `bytes` is filled before `done`. ECONNRESET without a client, EIO and the client's own errors. */
+  /** One message. `bytes` is filled before `done`. ECONNRESET without a client, ENOMEM too many wait, EIO and the client's own errors. */
   read(address: number, bytes: Uint8Array, done: RequestDone): void {
     this.request({ command: VFIO_USER_DMA_READ, address, bytes, done });
   }
@@ -75,8 +77,9 @@ export class ClientRequests {
 
   private request(request: Request): void {
     if (this.over) request.done(gone(request));
-    else if (this.inFlight.size >= MAX_IN_FLIGHT) this.waiting.push(request);
-    else this.start(request);
+    else if (this.inFlight.size < MAX_IN_FLIGHT) this.start(request);
+    else if (this.waiting.length < MAX_WAITING) this.waiting.push(request);
+    else request.done(new Errno('ENOMEM', `${MAX_IN_FLIGHT + MAX_WAITING} messages wait for the client's answers`));
   }
 
   private start(request: Request): void {

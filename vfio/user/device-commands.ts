@@ -31,6 +31,9 @@ export interface Reply {
   readonly descriptors?: readonly number[];
 }
 
+/** More than QEMU ever puts into one message. */
+export const WRITES_PER_TURN = 256;
+
 export class DeviceCommands {
   private readonly ops: VfioDeviceOps;
   private readonly regionFile: (index: number) => RegionFile | undefined;
@@ -115,17 +118,26 @@ export class DeviceCommands {
     return { payload: payload.slice(0, REGION_ACCESS_SIZE) };
   }
 
-  /** REGION_WRITE_MULTI: in order, up to the first that is refused. EINVAL length, number, counts above 8; as `write`. */
-  writeMulti(payload: Uint8Array): Reply {
+  /** So many writes in one message that they are not made at once. */
+  writesInTurns(payload: Uint8Array): boolean {
+    return payload.length > WRITE_MULTI_HEADER_SIZE + WRITES_PER_TURN * WRITE_MULTI_ENTRY_SIZE;
+  }
+
+  /**
+   * REGION_WRITE_MULTI: in order, up to the first that is refused. EINVAL length, number, counts above 8; as `write`.
+   * @param first at most `WRITES_PER_TURN` are made from here on; undefined when there are more
+   */
+  writeMulti(payload: Uint8Array, first = 0): Reply | undefined {
     checkPayload(payload, WRITE_MULTI_HEADER_SIZE, 'REGION_WRITE_MULTI');
-    const writes = load64(payload, 0, 'number of writes');
+    const writes = load64(payload, 0, 'number of writes'), end = Math.min(writes, first + WRITES_PER_TURN);
     if (payload.length - WRITE_MULTI_HEADER_SIZE !== writes * WRITE_MULTI_ENTRY_SIZE) throw new Errno('EINVAL', `REGION_WRITE_MULTI: ${writes} writes in ${payload.length} bytes`);
-    for (let i = 0; i < writes; i++) {
+    for (let i = first; i < end; i++) {
       const entry = payload.subarray(WRITE_MULTI_HEADER_SIZE + i * WRITE_MULTI_ENTRY_SIZE);
       const count = load32(entry, 12);
       if (count > WRITE_MULTI_MAX_DATA) throw new Errno('EINVAL', `REGION_WRITE_MULTI: write ${i} of ${count} bytes`);
       this.store(load32(entry, 8), load64(entry, 0, 'offset'), entry.subarray(REGION_ACCESS_SIZE, REGION_ACCESS_SIZE + count));
     }
+    if (end < writes) return undefined;
     const answer = new Uint8Array(WRITE_MULTI_HEADER_SIZE);
     store64(answer, 0, writes);
     return { payload: answer };

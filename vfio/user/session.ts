@@ -7,12 +7,12 @@
  * this connection. Left out: AF_VSOCK and TCP, any byte order but little-endian.
  */
 import { ERRNO, Errno, isErrno } from '../../sim/errno.js';
-import type { Scheduler, Steps } from '../../sim/task.js';
+import { sleep, type Scheduler, type Steps } from '../../sim/task.js';
 import type { VfioDeviceOps } from '../device.js';
 import { ClientInterrupts } from './client-interrupts.js';
 import type { ClientMemory } from './client-memory.js';
 import { ClientRequests } from './client-requests.js';
-import { DeviceCommands, type RegionFile, type Reply } from './device-commands.js';
+import { DeviceCommands, WRITES_PER_TURN, type RegionFile, type Reply } from './device-commands.js';
 import { DeviceFeatures } from './device-features.js';
 import {
   BrokenStream, decodeDmaMap, decodeDmaUnmap, decodeVersion, DEFAULT_MAX_DATA_TRANSFER, DMA_UNMAP_SIZE, encodeVersion, FLAG_ERROR, HEADER_SIZE, messageOf, MessageReader,
@@ -41,11 +41,13 @@ export interface SessionLimits {
   /** Descriptors that are taken with one message. */
   readonly maxDescriptors: number;
   readonly maxDmaMaps: number;
+  /** Mappings of at most 1 GiB of the client's memory: a process has about 65,000, and needs some itself. */
+  readonly maxMappings: number;
   /** Commands that wait for one that sleeps; more are not read before. */
   readonly maxWaiting: number;
 }
 
-export const DEFAULT_LIMITS: SessionLimits = { maxTransferBytes: DEFAULT_MAX_DATA_TRANSFER, maxDescriptors: 16, maxDmaMaps: 65535, maxWaiting: 64 };
+export const DEFAULT_LIMITS: SessionLimits = { maxTransferBytes: DEFAULT_MAX_DATA_TRANSFER, maxDescriptors: 16, maxDmaMaps: 65535, maxMappings: 8192, maxWaiting: 64 };
 /** Before versions are agreed on nothing longer is taken: there is no more to say. */
 const VERSION_LIMIT_BYTES = HEADER_SIZE + 4096;
 /** What a record may add to the data of a message. */
@@ -227,12 +229,22 @@ export class Session implements ByteSink {
   /** Commands of which a driver may make a longer story. */
   private sleeping(command: number, { payload, descriptors }: Message): Steps<Uint8Array | void> | undefined {
     switch (command) {
+      case VFIO_USER_REGION_WRITE_MULTI: return this.commands.writesInTurns(payload) ? this.writeMulti(payload) : undefined;
       case VFIO_USER_DEVICE_SET_IRQS: return this.interrupts.set(payload, descriptors);
       case VFIO_USER_DEVICE_RESET: return this.ops.reset();
       case VFIO_USER_DEVICE_FEATURE: return this.features.feature(payload);
       case VFIO_USER_MIG_DATA_READ: return this.features.readStream(payload);
       case VFIO_USER_MIG_DATA_WRITE: return this.features.writeStream(payload);
       default: return undefined;
+    }
+  }
+
+  /** Many writes: others get their turn between some and some more. */
+  private *writeMulti(payload: Uint8Array): Steps<Uint8Array> {
+    for (let first = 0; ; first += WRITES_PER_TURN) {
+      const reply = this.commands.writeMulti(payload, first);
+      if (reply !== undefined) return reply.payload;
+      yield* sleep(this.options.scheduler.clock, 0);
     }
   }
 
@@ -326,7 +338,7 @@ export class Session implements ByteSink {
     const request = decodeDmaMap(payload);
     if (descriptors.length > 1) throw new Errno('EINVAL', `DMA_MAP: ${descriptors.length} descriptors`);
     const descriptor = descriptors[0];
-    this.memory.map(request, descriptor, this.limits.maxDmaMaps);
+    this.memory.map(request, descriptor, this.limits);
     this.options.trace?.dmaMap(this.ops.name, request.address, request.sizeBytes, request.flags, descriptor !== undefined);
   }
 

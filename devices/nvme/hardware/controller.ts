@@ -56,6 +56,8 @@ export class NvmeController {
   private resetting = false;
   private changing = false;
   private shuttingDown = false;
+  /** The life in which a shutdown waits for commands: software that asks again and again gets one. */
+  private endsCommands = -1;
   private picking = false;
   private next = 0;
   private pageBytes = 4096;
@@ -191,12 +193,17 @@ export class NvmeController {
     const { CSTS } = this.registers.r;
     CSTS.lo = (CSTS.lo & ~CSTS_SHST) | CSTS_SHST_OCCURRING;
     this.shuttingDown = true;
+    if (!abrupt && this.endsCommands === this.life) return;
+    if (!abrupt) this.endsCommands = this.life;
     this.options.scheduler.spawn(`${this.options.name} shutdown`, this.finishShutdown(this.life, abrupt), { daemon: true });
   }
 
   /** Commands under way end unless it is abrupt; then the medium is flushed. */
   private *finishShutdown(life: number, abrupt: boolean): Steps {
-    if (!abrupt) yield* this.quiet.until(() => this.working === 0 || life !== this.life);
+    if (!abrupt) {
+      yield* this.quiet.until(() => this.working === 0 || life !== this.life);
+      if (this.endsCommands === life) this.endsCommands = -1;
+    }
     yield* sleep(this.options.clock, this.config.flushNs);
     if (life !== this.life) return;
     this.options.medium.flush();

@@ -1,6 +1,6 @@
 /** I/O commands of the NVM command set (NVMe 1.4 section 6): what each checks, moves and does to the medium. */
 import { load32 } from '../../../sim/little-endian.js';
-import type { Steps } from '../../../sim/task.js';
+import { sleep, type Steps } from '../../../sim/task.js';
 import { DNR, DSM_DEALLOCATE, DSM_RANGE_SIZE, DW10, DW11, DW12, FUSE_MASK, IO, NSID_ALL, PSDT_MASK, RW_FUA, STATUS } from '../spec/commands.js';
 import type { NvmeController } from './controller.js';
 import { zeroRange } from './medium.js';
@@ -10,6 +10,8 @@ import { FORGOTTEN } from './transfer.js';
 /** The one namespace. */
 export const NSID = 1;
 const MDTS_UNIT = 4096;
+/** Made zeros at once. */
+const ZERO_BYTES = 2 ** 24;
 /** What a write protected namespace refuses (section 8.19). Flush succeeds: there is nothing to do. */
 const WRITES: readonly number[] = [IO.WRITE, IO.WRITE_ZEROES, IO.DSM];
 
@@ -108,7 +110,7 @@ export class IoUnit {
     if (typeof range === 'number') return range;
     if (!(yield* this.controller.atMedium(command, config.writeNs, 0, life))) return endOf(command);
     logs.hostWrites++;
-    return zeroRange(options.medium, range.offset, range.sizeBytes) ? STATUS.SUCCESS : this.mediaError(STATUS.WRITE_FAULT);
+    return yield* this.zero(range, life);
   }
 
   /** Dataset management: deallocated blocks read as zeros from now on; the other attributes are hints. */
@@ -125,7 +127,22 @@ export class IoUnit {
       ranges.push(range);
     }
     if (!(yield* this.controller.atMedium(command, config.writeNs, 0, life))) return endOf(command);
-    return ranges.every(({ offset, sizeBytes }) => zeroRange(options.medium, offset, sizeBytes)) ? STATUS.SUCCESS : this.mediaError(STATUS.WRITE_FAULT);
+    for (const range of ranges) {
+      const status = yield* this.zero(range, life);
+      if (status !== STATUS.SUCCESS) return status;
+    }
+    return STATUS.SUCCESS;
+  }
+
+  /** In pieces: a disk may be large, and whatever else there is goes on between them. */
+  private *zero({ offset, sizeBytes }: BlockRange, life: number): Steps<number> {
+    const { controller } = this, { medium, clock } = controller.options;
+    for (let done = 0; done < sizeBytes; done += ZERO_BYTES) {
+      if (done > 0) yield* sleep(clock, 0);
+      if (life !== controller.life) return FORGOTTEN;
+      if (!zeroRange(medium, offset + done, Math.min(ZERO_BYTES, sizeBytes - done))) return this.mediaError(STATUS.WRITE_FAULT);
+    }
+    return STATUS.SUCCESS;
   }
 
   /** Memory to `data`, with the time it takes. */

@@ -50,6 +50,8 @@ export class FunctionPort implements DmaPort {
   requesterId = 0;
   /** What stands in the requests; differs from `requesterId` only when a test makes the device forge its id. */
   sourceId = 0;
+  /** What is under way has to end now: a reset, bus mastering off, the function gone. For what a wrapper holds. */
+  onRevoke: (() => void) | undefined;
   /** @internal */
   forgedId: number | undefined;
   heldToken = 0;
@@ -185,12 +187,13 @@ export class FunctionPort implements DmaPort {
     this.forbidden = (rights.executeEnabled ? 0 : ATTR_EXECUTE) | (rights.privilegedEnabled ? 0 : ATTR_PRIVILEGED);
     this.peers = rights.peers;
     this.translatedPeers = rights.translatedPeers;
-    if (wasLive && !this.live) this.fabric?.revoke(this);
+    if (wasLive && !this.live) this.abandon();
   }
 
   /** @internal ends held operations without revoking the port (a reset) */
   abandon(): void {
     this.fabric?.revoke(this);
+    this.onRevoke?.();
   }
 
   /** @internal */

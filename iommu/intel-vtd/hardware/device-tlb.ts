@@ -2,7 +2,7 @@
  * Invalidation requests to device TLBs (PCIe 6.0 section 10.3; VT-d rev 4.1, section 4.2 and 6.5.2.5): at most 32 are outstanding
  * for one device, each with a tag of its own; further ones wait inside, in order (flow 2e step 6). A request that
  * is not completed in time, or whose device cannot be reached, ends as timed out; whether that means a device that
- * was removed is for software to find out (E39).
+ * was removed is for software to find out (E39). So does one for which there is no room.
  */
 import type { Alarm, Clock } from '../../../sim/clock.js';
 import type { FunctionRouter } from '../../../host/pci/dma-port.js';
@@ -10,6 +10,8 @@ import type { DeviceTlbResult } from './back-end.js';
 
 /** Tags of one device (ITag has 5 bits). */
 const TAGS = 32;
+/** Requests that wait for tags, of all devices. A queue brings fewer; one that is switched off and on again brings them anew. */
+const MAX_WAITING = 4096;
 
 interface Request {
   readonly page: number;
@@ -34,6 +36,7 @@ export class DeviceTlbInvalidations {
   private readonly devices = new Map<number, Device>();
   /** Requests that devices have not completed. */
   outstanding = 0;
+  private waiting = 0;
   private alarm: Alarm | undefined;
 
   constructor(clock: Clock, router: FunctionRouter, timeoutNs: number) {
@@ -50,8 +53,14 @@ export class DeviceTlbInvalidations {
       this.devices.set(sourceId, device);
     }
     const request: Request = { page, pages, pasid, global, done, deadlineNs: 0 };
-    if (device.count === TAGS) device.waiting.push(request);
-    else this.issue(sourceId, device, request);
+    if (device.count < TAGS) {
+      this.issue(sourceId, device, request);
+    } else if (this.waiting < MAX_WAITING) {
+      this.waiting++;
+      device.waiting.push(request);
+    } else {
+      this.clock.post(this.timeoutNs, () => done('timed-out'));
+    }
   }
 
   /** A completion from a device; false when nothing with that tag is outstanding. */
@@ -82,7 +91,10 @@ export class DeviceTlbInvalidations {
     device.count--;
     this.outstanding--;
     const next = device.waiting.shift();
-    if (next !== undefined) this.issue(sourceId, device, next);
+    if (next !== undefined) {
+      this.waiting--;
+      this.issue(sourceId, device, next);
+    }
     if (this.outstanding === 0) {
       this.alarm?.cancel();
       this.alarm = undefined;

@@ -4,7 +4,8 @@
  *
  * Everything runs inside the write of IQT until something has to wait: a fence (FN) stops fetching until its wait
  * descriptor completes, a wait descriptor completes when every device-TLB invalidation and every drain ahead of it
- * has ended. A bad descriptor sets IQE with a reason in IQERCD, the head stays on it, and fetching goes on a memory
+ * has ended. At one instant no more than `BURST` descriptors are fetched, and `MAX_OUTSTANDING` operations are under way
+ * at most: what software may put into a queue at once must not keep the machine from everything else. A bad descriptor sets IQE with a reason in IQERCD, the head stays on it, and fetching goes on a memory
  * access after software cleared IQE. A device that does not answer sets ITE: wait descriptors that were fetched are
  * aborted, and fetching stops until ITE is cleared. An unexpected completion (ICE) stops nothing.
  *
@@ -64,6 +65,10 @@ interface PendingWait {
   readonly data: number;
 }
 
+/** More than the drivers' queues hold. */
+const BURST = 512;
+const MAX_OUTSTANDING = 1024;
+
 /** Fetching stops while one of these is set. */
 const STOPPING_ERRORS = FSTS_IQE | FSTS_ITE;
 
@@ -101,6 +106,11 @@ export class InvalidationQueue {
   private waits: PendingWait[] = [];
   private fenced = false;
   private fetching = false;
+  /** Descriptors fetched at the instant `burstNs`. */
+  private burst = 0;
+  private burstNs = -1;
+  /** An event goes on with the rest. */
+  private resting = false;
   /** Grows when the queue is disabled, so that late answers find nobody. */
   private era = 0;
 
@@ -162,7 +172,7 @@ export class InvalidationQueue {
   }
 
   private run(): void {
-    if (this.fetching) return;
+    if (this.fetching || this.resting) return;
     this.fetching = true;
     while (this.enabled && !this.fenced && (this.statusRegister.lo & STOPPING_ERRORS) === 0 && this.fetchOne());
     this.fetching = false;
@@ -175,7 +185,7 @@ export class InvalidationQueue {
     // software may have changed width or size under a queue in use: the head stays a multiple of the width inside the queue
     // (11.4.9.1), else it would never meet the tail
     const head = this.headRegister.lo & (sizeBytes - (wide ? 32 : 16)), tail = this.tailRegister.lo & IQ_POINTER_MASK;
-    if (head === tail) return false;
+    if (head === tail || this.outstanding.length >= MAX_OUTSTANDING || !this.burstGoesOn()) return false;
     if (tail >= sizeBytes) return this.fail(IQEI.INVALID_TAIL);
     if (wide && (tail & 0x10) !== 0) return this.fail(IQEI.TAIL_NOT_ALIGNED);
     const mode = this.options.tableMode();
@@ -188,6 +198,22 @@ export class InvalidationQueue {
     this.headRegister.lo = (head + (wide ? 32 : 16)) & (sizeBytes - 1);
     this.execute();
     return true;
+  }
+
+  private burstGoesOn(): boolean {
+    const { clock } = this.options;
+    if (clock.now !== this.burstNs) {
+      this.burstNs = clock.now;
+      this.burst = 0;
+    }
+    if (this.burst++ < BURST) return true;
+    this.resting = true;
+    clock.post(0, () => {
+      this.resting = false;
+      this.burst = 0;
+      this.run();
+    });
+    return false;
   }
 
   private load(head: number, wide: boolean): boolean {

@@ -8,7 +8,7 @@ import { fstatSync, readFileSync, readlinkSync } from 'node:fs';
 import { hex } from '../../../sim/address.js';
 import { Errno } from '../../../sim/errno.js';
 import type { Enter, MemoryWindow, ReceivedDescriptor, RemoteSignal } from '../transport.js';
-import { F_GET_SEALS, F_GETFL, F_SEAL_SHRINK, O_ACCMODE, O_RDONLY, O_WRONLY, type PosixCalls } from './calls.js';
+import { F_GET_SEALS, F_GETFL, F_SEAL_SHRINK, O_ACCMODE, O_RDONLY, O_WRONLY, type BugReport, type PosixCalls } from './calls.js';
 import { FileWindow } from './file-window.js';
 import { MappedWindow } from './mapping.js';
 import { PosixSignal } from './signal.js';
@@ -19,22 +19,28 @@ const LOCAL_FILE_SYSTEMS: ReadonlySet<string> = new Set(['tmpfs', 'devtmpfs', 'r
 /** How memory is reached: mapped where that is safe, always through the file, or never but by messages. */
 export type WindowPolicy = 'map-sealed' | 'file' | 'messages';
 
+export interface DescriptorOptions {
+  readonly calls: PosixCalls;
+  readonly policy: WindowPolicy;
+  /** What the client signals goes in through this. */
+  readonly enter: Enter;
+  readonly onBug: BugReport;
+}
+
 export class PosixDescriptor implements ReceivedDescriptor {
+  private readonly options: DescriptorOptions;
   private readonly calls: PosixCalls;
-  private readonly policy: WindowPolicy;
-  private readonly enter: Enter;
   /** -1: given away or closed. */
   private fd: number;
 
-  constructor(calls: PosixCalls, fd: number, policy: WindowPolicy, enter: Enter) {
-    this.calls = calls;
+  constructor(fd: number, options: DescriptorOptions) {
+    this.options = options;
+    this.calls = options.calls;
     this.fd = fd;
-    this.policy = policy;
-    this.enter = enter;
   }
 
   openWindow(offset: number, sizeBytes: number, writable: boolean): MemoryWindow | undefined {
-    const { calls, fd, policy } = this;
+    const { calls, fd, options: { policy } } = this;
     const seals = calls.fcntl(fd, F_GET_SEALS, 0);
     // memory files have seals; anything else is not even asked for its size before its file system is known
     if (seals < 0 && !isLocalFile(fd)) return undefined;
@@ -58,7 +64,7 @@ export class PosixDescriptor implements ReceivedDescriptor {
     const { calls, fd } = this;
     if (!isEventFd(fd)) throw new Errno('EINVAL', 'a descriptor that is no eventfd');
     this.fd = -1;
-    return new PosixSignal(calls, fd, this.enter);
+    return new PosixSignal(fd, this.options);
   }
 
   close(): void {

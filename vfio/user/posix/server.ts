@@ -3,7 +3,7 @@
  * or died and everything of it has been given back; the device keeps its state meanwhile. Many servers live in one
  * process and share its event loop; the scheduler's clock has to run by itself (`WallClock`).
  */
-import { lstatSync, unlinkSync } from 'node:fs';
+import { lstatSync, rmSync, unlinkSync } from 'node:fs';
 import type { Scheduler, Steps } from '../../../sim/task.js';
 import { assert } from '../../../sim/assert.js';
 import { Completion, WaitQueue } from '../../../sim/task.js';
@@ -13,7 +13,7 @@ import type { ConnectionRecorder, DeviceRecorder } from '../recording/recorder.j
 import { DEFAULT_LIMITS, Session, type ServedDevice, type SessionLimits, type TwinChannel } from '../session.js';
 import type { VfioUserTrace } from '../trace-kinds.js';
 import type { ByteSink, Enter } from '../transport.js';
-import { AF_UNIX, callError, EAGAIN, posixCalls, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, type PollHandle, type PosixCalls } from './calls.js';
+import { AF_UNIX, callError, EAGAIN, posixCalls, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, type BugReport, type PollHandle, type PosixCalls } from './calls.js';
 import type { WindowPolicy } from './descriptor.js';
 import { listenUnix, MessageArena, UnixConnection } from './socket.js';
 
@@ -37,6 +37,8 @@ export interface VfioUserServerOptions {
    * end of a connection are then inputs of the machine too. `scheduler`, and no inputs, by default.
    */
   readonly outside?: Scheduler;
+  /** A client came, or has left. */
+  readonly onChange?: () => void;
   /** Everything that comes from outside is recorded here; needs `outside`. */
   readonly recorder?: DeviceRecorder;
   /** `vfio-user.keep-windows`, `vfio-user.leak-descriptors` */
@@ -52,6 +54,7 @@ export class VfioUserServer {
   private readonly options: VfioUserServerOptions;
   private readonly calls: PosixCalls;
   private readonly enter: Enter;
+  private readonly onBug: BugReport;
   private readonly outside: Scheduler;
   private readonly changed: WaitQueue;
   private arena: MessageArena | undefined;
@@ -68,6 +71,7 @@ export class VfioUserServer {
     this.memory = options.device.memory ?? new ClientMemory();
     this.enter = options.enter ?? ((action) => action());
     this.outside = options.outside ?? options.scheduler;
+    this.onBug = options.onBug ?? ((error) => this.outside.clock.post(0, () => rethrow(error)));
     assert(options.recorder === undefined || this.outside !== options.scheduler, 'the tasks of who starts and stops a recorded server are no part of its machine');
     this.changed = new WaitQueue(this.outside, `clients of ${options.path}`);
     options.device.connectDma?.(this.memory);
@@ -98,7 +102,8 @@ export class VfioUserServer {
     this.unwatch();
     this.calls.close(this.listener);
     this.listener = -1;
-    unlinkSync(this.path);
+    // somebody may have tidied it up
+    rmSync(this.path, { force: true });
     this.endSession();
     yield* this.changed.until(() => this.session === undefined);
     this.arena!.close();
@@ -142,7 +147,7 @@ export class VfioUserServer {
   }
 
   private watch(): void {
-    this.watcher ??= this.calls.watch(this.listener, { readable: true }, () => this.accept());
+    this.watcher ??= this.calls.watch(this.listener, { readable: true }, () => this.accept(), this.onBug);
   }
 
   private unwatch(): void {
@@ -155,9 +160,7 @@ export class VfioUserServer {
     try {
       this.enter(action);
     } catch (error) {
-      const { onBug } = this.options;
-      if (onBug === undefined) throw error;
-      onBug(error);
+      this.onBug(error);
     }
   };
 
@@ -197,17 +200,19 @@ export class VfioUserServer {
     this.recorded = recorded;
     connection.start(recorded?.sink(session) ?? session);
     this.changed.wakeAll();
+    this.options.onChange?.();
   }
 
   private ended(): void {
     this.session = this.recorded = undefined;
     this.changed.wakeAll();
+    this.options.onChange?.();
     if (this.listener >= 0) this.watch();
   }
 
   private connection(fd: number): UnixConnection {
     const { policy = 'map-sealed', limits } = this.options;
-    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors, enter: this.arrived });
+    return new UnixConnection({ calls: this.calls, arena: this.arena!, fd, policy, maxDescriptors: limits?.maxDescriptors ?? DEFAULT_LIMITS.maxDescriptors, enter: this.arrived, onBug: this.onBug });
   }
 
   private openTwin(replies: ByteSink): TwinChannel {
@@ -218,4 +223,9 @@ export class VfioUserServer {
     transport.start(replies);
     return { transport, descriptor: pair[1]!, handedOver: () => void calls.close(pair[1]!) };
   }
+}
+
+/** In an event: who owns the clock takes what events throw. */
+function rethrow(error: unknown): never {
+  throw error;
 }

@@ -7,7 +7,7 @@ import { Errno } from '../../../sim/errno.js';
 import type { ByteSink, Enter, Transport } from '../transport.js';
 import {
   AF_UNIX, callError, EAGAIN, EINTR, MAP_ANONYMOUS, MAP_PRIVATE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, POLLHUP, POLLRDHUP, PROT_READ,
-  PROT_WRITE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, type PollHandle, type PosixCalls,
+  PROT_WRITE, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, type BugReport, type PollHandle, type PosixCalls,
 } from './calls.js';
 import { PosixDescriptor, type WindowPolicy } from './descriptor.js';
 
@@ -112,6 +112,8 @@ export interface UnixConnectionOptions {
   readonly maxDescriptors: number;
   /** What arrives goes in through this. */
   readonly enter: Enter;
+  /** What nobody else hears of: the connection goes on. */
+  readonly onBug: BugReport;
 }
 
 export class UnixConnection implements Transport {
@@ -176,8 +178,8 @@ export class UnixConnection implements Transport {
     if (this.watcher !== undefined && want === this.watching) return;
     this.watching = want;
     const options = { readable, writable, disconnect: true };
-    if (this.watcher === undefined) this.watcher = this.calls.watch(this.fd, options, this.ready);
-    else this.watcher.start(options, this.ready);
+    if (this.watcher === undefined) this.watcher = this.calls.watch(this.fd, options, this.ready, this.options.onBug);
+    else this.watcher.start(options);
   }
 
   private readonly ready = (status: number): void => {
@@ -203,7 +205,7 @@ export class UnixConnection implements Transport {
     const count = options.arena.receive(this.fd, space, options.maxDescriptors, fds);
     if (count > 0) {
       const { truncated } = options.arena;
-      options.enter(() => sink!.received(count, fds.map((fd) => new PosixDescriptor(calls, fd, options.policy, options.enter)), truncated));
+      options.enter(() => sink!.received(count, fds.map((fd) => new PosixDescriptor(fd, options)), truncated));
       return true;
     }
     const errno = count === 0 ? 0 : calls.errno();
