@@ -105,7 +105,7 @@ export class IoUnit {
   }
 
   private *writeZeroes(command: Command, life: number): Steps<number> {
-    const { config, options, logs } = this.controller;
+    const { config, logs } = this.controller;
     const range = this.rangeOf(command, false);
     if (typeof range === 'number') return range;
     if (!(yield* this.controller.atMedium(command, config.writeNs, 0, life))) return endOf(command);
@@ -115,7 +115,7 @@ export class IoUnit {
 
   /** Dataset management: deallocated blocks read as zeros from now on; the other attributes are hints. */
   private *manage(command: Command, life: number): Steps<number> {
-    const { config, options } = this.controller;
+    const { config } = this.controller;
     const data = new Uint8Array(((command.words[DW10]! & 0xff) + 1) * DSM_RANGE_SIZE);
     const fetched = yield* this.fetch(command, data, life);
     if (fetched !== STATUS.SUCCESS) return fetched;

@@ -61,7 +61,7 @@ export class PosixDescriptor implements ReceivedDescriptor {
   }
 
   openSignal(): RemoteSignal {
-    const { calls, fd } = this;
+    const { fd } = this;
     if (!isEventFd(fd)) throw new Errno('EINVAL', 'a descriptor that is no eventfd');
     this.fd = -1;
     return new PosixSignal(fd, this.options);
