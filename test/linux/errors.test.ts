@@ -2,6 +2,9 @@
 import { describe, expect, it } from 'vitest';
 import { boot, type Boot } from './world.js';
 
+/** The kernel's messages are what these tests are about: they are printed once more at the end. */
+const STEPS = ['nvme', 'dsa', 'irq', 'dmesg'];
+
 /** What follows an error works: disk, copies, page faults, the unmapped page. */
 function expectAllWell(guest: Boot): void {
   expect(guest.shortcomings).toEqual([]);
@@ -16,7 +19,7 @@ describe('errors of the unit', () => {
   // qi_check_fault(), and nobody looks at what qi_submit_sync() returns. What should have been invalidated stays. So the unit has no
   // IOTLB here; with one, the disk's next data went to the page that had the address before.
   it('a descriptor taken for malformed: Linux clears IQE and skips it', async () => {
-    const guest = await boot({ iommu: { 'iotlb-entries': 0 }, inject: [{ error: 'iqe' }], linux: { allow: ['invalidation'] } });
+    const guest = await boot({ iommu: { 'iotlb-entries': 0 }, inject: [{ error: 'iqe' }], linux: { run: STEPS, allow: ['invalidation'] } });
     expectAllWell(guest);
     const [error] = guest.of('vtd:inv_error');
     expect(error).toMatchObject({ error: 'IQE' });
@@ -30,7 +33,7 @@ describe('errors of the unit', () => {
   });
 
   it('a device that does not answer an invalidation: Linux clears ITE and asks again', async () => {
-    const guest = await boot({ inject: [{ error: 'ite' }], linux: { allow: ['invalidation'] } });
+    const guest = await boot({ inject: [{ error: 'ite' }], linux: { run: STEPS, allow: ['invalidation'] } });
     expectAllWell(guest);
     expect(guest.of('vtd:inv_error').map(({ error, info }) => [error, info])).toEqual([['ITE', '0x20']]);
     expect(guest.log).toContain('DMAR: VT-d detected Invalidation Time-out Error: SID 20');
@@ -42,7 +45,7 @@ describe('errors of the unit', () => {
   });
 
   it('a page request that finds the queue full: answered by the unit, and the device asks again', async () => {
-    const guest = await boot({ inject: [{ error: 'page-request-overflow', count: 3 }], linux: { allow: ['page-request-overflow'] } });
+    const guest = await boot({ inject: [{ error: 'page-request-overflow', count: 3 }], linux: { run: STEPS, allow: ['page-request-overflow'] } });
     expectAllWell(guest);
     expect(guest.log).toContain('IOMMU: dmar0: PRQ overflow detected');
     expect(guest.log).toContain('IOMMU: dmar0: PRQ overflow cleared');
