@@ -5,7 +5,7 @@
  */
 import { connectUnix, MessageArena } from '../../vfio/user/posix/socket.js';
 import { posixCalls, SharedMemory } from '../../vfio/user/posix/index.js';
-import { CMD, dmaMap, message, NO_REPLY, pack, QEMU_CAPABILITIES, regionAccess, regionWrite, REPLY, u16, u32, versionPayload } from '../vfio-user/wire.js';
+import { CMD, dmaMap, message, NO_REPLY, pack, CLIENT_CAPABILITIES, regionAccess, regionWrite, REPLY, u16, u32, versionPayload } from '../vfio-user/wire.js';
 import { MESSAGE_BASE, MESSAGE_BYTES, WINDOW_BYTES, type ClientFigures } from './vfio-user-layout.js';
 
 const CONFIG_REGION = 7;
@@ -87,7 +87,7 @@ function answer(size: number): void {
   sendAll(buffer.subarray(0, replySize));
 }
 
-ask(CMD.VERSION, versionPayload(0, QEMU_CAPABILITIES));
+ask(CMD.VERSION, versionPayload(0, CLIENT_CAPABILITIES));
 const memory = new SharedMemory(calls, 'vfio-user-bench', WINDOW_BYTES);
 ask(CMD.DMA_MAP, dmaMap(0, WINDOW_BYTES), [memory.descriptor]);
 ask(CMD.DMA_MAP, dmaMap(MESSAGE_BASE, MESSAGE_BYTES));

@@ -55,7 +55,7 @@ describe('what is no sound recording is refused', () => {
   const whole = readFileSync(join(FOLDER, 'linux.rec'));
   it('a byte that is another one', () => {
     const bytes = Uint8Array.from(whole);
-    bytes[bytes.length - 100]! ^= 1;
+    bytes[bytes.length >> 1]! ^= 1;
     expect(() => replayGuest(altered('damaged.rec', bytes))).toThrow(/checksum/);
   });
 

@@ -198,7 +198,13 @@ export class Machine {
   }
 
   private serve(client: RawClient, { id, command, payload }: Answer): void {
-    const write = command === CMD.DMA_WRITE, address = u64(payload, 0), count = u64(payload, 8);
+    const write = command === CMD.DMA_WRITE, address = u64(payload, 0);
+    // as QEMU does from version 11 on: the count is in the upper half, too, of who sends as to an older one
+    if (write && u32(payload, 12) !== 0) {
+      client.write(message(id, command, new Uint8Array(0), 1 | ERROR, 7));
+      return;
+    }
+    const count = u64(payload, 8);
     this.sent.push({ write, address, data: payload.slice(16) });
     if (this.answer === 'never') return;
     const inside = address + count <= this.bytes.length;

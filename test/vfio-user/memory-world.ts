@@ -5,7 +5,7 @@ import { Ram } from '../../sim/memory.js';
 import { Scheduler } from '../../sim/task.js';
 import { ClientMemory, Session, type MemoryWindow, type ReceivedDescriptor, type RemoteSignal, type ServedDevice, type SessionLimits, type Transport } from '../../vfio/user/index.js';
 import { SampleDevice } from './sample-device.js';
-import { CMD, ERROR, message, parse, QEMU_CAPABILITIES, REPLY, versionPayload, type Answer } from './wire.js';
+import { CMD, ERROR, message, parse, CLIENT_CAPABILITIES, REPLY, versionPayload, type Answer } from './wire.js';
 
 /** Counts what is open, as /proc/self/fd would. */
 export class Descriptors {
@@ -186,7 +186,7 @@ export class MemoryWorld implements Transport {
     return at < 0 ? undefined : this.sent.splice(at, 1)[0];
   }
 
-  negotiate(capabilities: unknown = QEMU_CAPABILITIES): this {
+  negotiate(capabilities: unknown = CLIENT_CAPABILITIES): this {
     const answer = this.ask(CMD.VERSION, versionPayload(0, capabilities));
     if (answer === undefined || (answer.flags & ERROR) !== 0) throw new Error('no common version');
     return this;

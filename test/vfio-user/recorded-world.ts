@@ -13,7 +13,7 @@ import { ClientMemory, DEFAULT_LIMITS, Session, type ReceivedDescriptor, type Se
 import { MachineRecorder, Recording, replayRecording, type ConnectionRecorder, type RecordedClock, type RecordingFields, type ReplayReport } from '../../vfio/user/recording/index.js';
 import type { ByteSink, Transport } from '../../vfio/user/transport.js';
 import { Descriptors, FakeDescriptor } from './memory-world.js';
-import { CMD, concat, message, pack, QEMU_CAPABILITIES, regionWrite, versionPayload } from './wire.js';
+import { CMD, concat, message, pack, CLIENT_CAPABILITIES, regionWrite, versionPayload } from './wire.js';
 
 export const RAM_BYTES = 2 ** 16;
 /** What a descriptor of 32 bytes asks for: {op, delay} {from, to} {length, value} {next or 0}. */
@@ -211,7 +211,7 @@ export class Client {
     this.push(message(this.nextId++ & 0xffff, command, payload), descriptors);
   }
 
-  negotiate(capabilities: unknown = QEMU_CAPABILITIES): this {
+  negotiate(capabilities: unknown = CLIENT_CAPABILITIES): this {
     this.command(CMD.VERSION, versionPayload(0, capabilities));
     return this;
   }

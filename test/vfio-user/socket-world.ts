@@ -9,7 +9,7 @@ import type { ServedDevice } from '../../vfio/user/index.js';
 import { posixCalls, SharedMemory, VfioUserServer, type VfioUserServerOptions } from '../../vfio/user/posix/index.js';
 import { EFD_CLOEXEC, EFD_NONBLOCK, type PosixCalls } from '../../vfio/user/posix/calls.js';
 import { connectUnix, MessageArena } from '../../vfio/user/posix/socket.js';
-import { CMD, ERROR, message, parse, QEMU_CAPABILITIES, u32, versionPayload, type Answer } from './wire.js';
+import { CMD, ERROR, message, parse, CLIENT_CAPABILITIES, u32, versionPayload, type Answer } from './wire.js';
 
 /** Why these tests cannot run here; undefined when they can. */
 export const unavailable = ((): string | undefined => {
@@ -106,7 +106,7 @@ export class RawClient implements Closable {
     return (answer.flags & ERROR) !== 0 ? answer.errno : 0;
   }
 
-  async negotiate(capabilities: unknown = QEMU_CAPABILITIES): Promise<this> {
+  async negotiate(capabilities: unknown = CLIENT_CAPABILITIES): Promise<this> {
     await this.ok(CMD.VERSION, versionPayload(0, capabilities));
     return this;
   }

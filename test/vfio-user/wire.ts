@@ -63,6 +63,9 @@ export const QEMU_CAPABILITIES = {
   capabilities: { pgsizes: 4096, max_msg_fds: 16, max_dma_maps: 65535, max_data_xfer_size: 1048576, migration: { max_bitmap_size: 268435456, pgsize: 4096 }, write_multiple: true },
 };
 
+/** A client that is no QEMU, and takes the protocol's text at its word. */
+export const CLIENT_CAPABILITIES = { capabilities: { ...QEMU_CAPABILITIES.capabilities, max_dma_maps: 4096 } };
+
 export function jsonOf(payload: Uint8Array): { capabilities: Record<string, unknown> } {
   return JSON.parse(new TextDecoder().decode(payload.subarray(4, -1))) as { capabilities: Record<string, unknown> };
 }

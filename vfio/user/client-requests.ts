@@ -1,11 +1,14 @@
 /**
  * Messages from the server to its client, DMA_READ and DMA_WRITE, and the replies to them. Nobody waits: a reply that
  * arrives, an error, or the end of the connection calls back. What the client says in a reply is checked against what
- * was asked. At most `MAX_IN_FLIGHT` are under way; others queue here, and fail at once when there are too many: a client
+ * was asked. QEMU before 11 has the data four bytes earlier than the text (its structure has a count of 32 bits and says
+ * that it is 32 bytes long: hw/vfio-user/protocol.h VFIOUserDMARW, pci.c vfio_user_dma_read, vfio_user_dma_write); which of
+ * the two a client means shows in its first answers. At most `MAX_IN_FLIGHT` are under way; others queue here, and fail at once when there are too many: a client
  * that does not answer must not fill this process.
  */
 import { hex } from '../../sim/address.js';
 import { ERRNO, Errno, type ErrnoName } from '../../sim/errno.js';
+import { load32 } from '../../sim/little-endian.js';
 import {
   DMA_ACCESS_SIZE, DMA_WRITE_REPLY_MIN_SIZE, HEADER_SIZE, load64, newMessage, store64, TYPE_COMMAND, VFIO_USER_DMA_READ, VFIO_USER_DMA_WRITE, type Message,
 } from './protocol/index.js';
@@ -17,7 +20,15 @@ const NAMES = new Map<number, ErrnoName>(Object.entries(ERRNO).map(([name, numbe
 /** Called once: undefined when the bytes have moved. */
 export type RequestDone = (error: Errno | undefined) => void;
 
+/** Where the data are: behind a count of 64 bits as the protocol's text says, or behind one of 32; messages are equally long. */
+type Layout = 'text' | 'short';
+
+/** Bytes between header and data in a short layout. */
+const SHORT_ACCESS_SIZE = 12;
+
 interface Request {
+  /** That it was sent in. */
+  layout: Layout;
   readonly command: typeof VFIO_USER_DMA_READ | typeof VFIO_USER_DMA_WRITE;
   readonly address: number;
   /** Where what is read goes, or what is written. */
@@ -33,10 +44,18 @@ export class ClientRequests {
   private waiting: Request[] = [];
   private nextId = 0;
   private over = false;
+  private layout: Layout | 'unknown' = 'text';
+  /** A write is under way whose answer tells the layout. */
+  private probing = false;
 
   /** @param send takes a whole message */
   constructor(send: (bytes: Uint8Array) => void) {
     this.send = send;
+  }
+
+  /** The client may be one of those that put data elsewhere. */
+  doubtLayout(): void {
+    this.layout = 'unknown';
   }
 
   get pending(): number {
@@ -45,12 +64,12 @@ export class ClientRequests {
 
   /** One message. `bytes` is filled before `done`. ECONNRESET without a client, ENOMEM too many wait, EIO and the client's own errors. */
   read(address: number, bytes: Uint8Array, done: RequestDone): void {
-    this.request({ command: VFIO_USER_DMA_READ, address, bytes, done });
+    this.request({ layout: 'text', command: VFIO_USER_DMA_READ, address, bytes, done });
   }
 
   /** One message; `bytes` must not change before `done`. */
   write(address: number, bytes: Uint8Array, done: RequestDone): void {
-    this.request({ command: VFIO_USER_DMA_WRITE, address, bytes, done });
+    this.request({ layout: 'text', command: VFIO_USER_DMA_WRITE, address, bytes, done });
   }
 
   /** A reply has arrived. */
@@ -61,6 +80,16 @@ export class ClientRequests {
       return;
     }
     this.inFlight.delete(header.id);
+    if (this.layout === 'unknown' && request.layout === 'short') {
+      this.probing = false;
+      // a count with the first four bytes as its upper half: who takes the text at its word finds it too large
+      this.layout = header.error && header.errno === ERRNO.E2BIG ? 'text' : 'short';
+      if (this.layout === 'text') {
+        this.start(request);
+        this.startWaiting();
+        return;
+      }
+    }
     const error = header.error ? errnoOf(header.errno, request) : this.complete(request, payload);
     this.startWaiting();
     request.done(error);
@@ -77,7 +106,7 @@ export class ClientRequests {
 
   private request(request: Request): void {
     if (this.over) request.done(gone(request));
-    else if (this.inFlight.size < MAX_IN_FLIGHT) this.start(request);
+    else if (this.inFlight.size < MAX_IN_FLIGHT && !this.probing) this.start(request);
     else if (this.waiting.length < MAX_WAITING) this.waiting.push(request);
     else request.done(new Errno('ENOMEM', `${MAX_IN_FLIGHT + MAX_WAITING} messages wait for the client's answers`));
   }
@@ -87,17 +116,20 @@ export class ClientRequests {
     const id = this.nextId;
     this.nextId = (id + 1) & 0xffff;
     this.inFlight.set(id, request);
-    const write = request.command === VFIO_USER_DMA_WRITE;
-    const message = newMessage(id, request.command, TYPE_COMMAND, DMA_ACCESS_SIZE + (write ? request.bytes.length : 0));
-    store64(message, HEADER_SIZE, request.address);
-    store64(message, HEADER_SIZE + 8, request.bytes.length);
-    if (write) message.set(request.bytes, HEADER_SIZE + DMA_ACCESS_SIZE);
+    const { command, address, bytes } = request;
+    const write = command === VFIO_USER_DMA_WRITE;
+    this.probing = this.layout === 'unknown' && write && bytes.length >= 4 && load32(bytes, 0) !== 0;
+    request.layout = this.layout === 'short' || this.probing ? 'short' : 'text';
+    const message = newMessage(id, command, TYPE_COMMAND, DMA_ACCESS_SIZE + (write ? bytes.length : 0));
+    store64(message, HEADER_SIZE, address);
+    store64(message, HEADER_SIZE + 8, bytes.length);
+    if (write) message.set(bytes, HEADER_SIZE + (request.layout === 'short' ? SHORT_ACCESS_SIZE : DMA_ACCESS_SIZE));
     this.send(message);
   }
 
+  /** After one answer: as many as may be under way. */
   private startWaiting(): void {
-    const next = this.waiting.length > 0 && this.inFlight.size < MAX_IN_FLIGHT ? this.waiting.shift() : undefined;
-    if (next !== undefined) this.start(next);
+    while (this.waiting.length > 0 && this.inFlight.size < MAX_IN_FLIGHT && !this.probing) this.start(this.waiting.shift()!);
   }
 
   private complete(request: Request, payload: Uint8Array): Errno | undefined {
@@ -106,8 +138,10 @@ export class ClientRequests {
     // QEMU 10's answer to a write is a header alone (hw/vfio-user/pci.c vfio_user_dma_write)
     if (write && payload.length === 0) return undefined;
     try {
+      const short = !write && payload.length === DMA_ACCESS_SIZE + bytes.length && this.answersShort(payload);
       const long = write ? payload.length >= DMA_WRITE_REPLY_MIN_SIZE : payload.length === DMA_ACCESS_SIZE + bytes.length;
-      const count = long && payload.length >= DMA_ACCESS_SIZE ? load64(payload, 8, 'count') : bytes.length;
+      const count = !long || payload.length < DMA_ACCESS_SIZE ? bytes.length : short ? load32(payload, 8) : load64(payload, 8, 'count');
+      if (!write && long) bytes.set(short ? payload.subarray(SHORT_ACCESS_SIZE, SHORT_ACCESS_SIZE + bytes.length) : payload.subarray(DMA_ACCESS_SIZE));
       if (!long || load64(payload, 0, 'address') !== address || count !== bytes.length) {
         this.unexpected++;
         return new Errno('EPROTO', `the client's answer about ${bytes.length} bytes at ${hex(address)} is about something else`);
@@ -116,8 +150,16 @@ export class ClientRequests {
       this.unexpected++;
       return error as Errno;
     }
-    if (!write) bytes.set(payload.subarray(DMA_ACCESS_SIZE));
     return undefined;
+  }
+
+  /** What a client reads for us tells where it puts data: the upper half of a count is zero, and so is what a short layout leaves at the end. */
+  private answersShort(payload: Uint8Array): boolean {
+    if (this.layout === 'unknown' && payload.length >= DMA_ACCESS_SIZE + 4) {
+      if (load32(payload, SHORT_ACCESS_SIZE) !== 0) this.layout = 'short';
+      else if (load32(payload, payload.length - 4) !== 0) this.layout = 'text';
+    }
+    return this.layout === 'short';
   }
 }
 

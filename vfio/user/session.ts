@@ -284,14 +284,15 @@ export class Session implements ByteSink {
       if (header.command !== VFIO_USER_VERSION) throw new Errno('EINVAL', `command ${header.command} before VERSION`);
       const offered = decodeVersion(payload);
       if (offered.major !== VERSION_MAJOR) throw new Errno('EINVAL', `major version ${offered.major}, spoken is ${VERSION_MAJOR}`);
-      this.agree(header, Math.min(offered.minor, VERSION_MINOR), offered.capabilities);
+      this.agree(header, offered.minor, offered.capabilities);
     } catch (error) {
       this.failed(header, error);
       this.end('no common version');
     }
   }
 
-  private agree(header: Header, minor: number, theirs: Capabilities): void {
+  private agree(header: Header, offeredMinor: number, theirs: Capabilities): void {
+    const minor = Math.min(offeredMinor, VERSION_MINOR);
     const { limits, options } = this;
     if (theirs.max_data_xfer_size === 0) throw new Errno('EINVAL', 'VERSION: no data can be transferred');
     if (theirs.twin_socket?.supported === true && options.openTwin !== undefined) this.twin = options.openTwin(this.twinReader());
@@ -302,6 +303,7 @@ export class Session implements ByteSink {
     // only what the client knows
     const common = Object.fromEntries(Object.entries(ours).filter(([name]) => theirs[name as keyof Capabilities] !== undefined)) as Capabilities;
     this.state = 'running';
+    if (offeredMinor === 0 && isQemu(theirs)) this.requests.doubtLayout();
     this.reader.limitBytes = HEADER_SIZE + RECORD_BYTES + limits.maxTransferBytes;
     this.memory.connect({ requests: this.requests, maxTransferBytes: Math.min(theirs.max_data_xfer_size ?? DEFAULT_MAX_DATA_TRANSFER, DEFAULT_MAX_DATA_TRANSFER) });
     options.trace?.connected(this.ops.name, minor);
@@ -408,4 +410,9 @@ export class Session implements ByteSink {
     this.state = 'ended';
     this.options.onEnd?.();
   }
+}
+
+/** What QEMU's client says of itself in every version so far (hw/vfio-user/proxy.c); up to 10.2 it has its own idea of DMA_READ and DMA_WRITE. */
+function isQemu({ max_msg_fds: descriptors, max_dma_maps: maps, pgsizes, write_multiple: multiple }: Capabilities): boolean {
+  return descriptors === 16 && maps === 65535 && pgsizes !== undefined && multiple === true;
 }
