@@ -140,7 +140,9 @@ class StatusLines {
     if (stderr.isTTY === true) {
       if (this.drawn > 0) stderr.write(`\u001b[${this.drawn}A`);
       this.drawn = this.guests.length;
-      for (const guest of this.guests) stderr.write(`\u001b[2K${stateText(guest)}\n`);
+      // a line that wraps would move the cursor further than it is moved back
+      const { columns = 80 } = stderr as { readonly columns?: number };
+      for (const guest of this.guests) stderr.write(`\u001b[2K${stateText(guest).slice(0, columns - 1)}\n`);
       return;
     }
     for (const guest of this.guests) {

@@ -22,6 +22,7 @@ export interface Machine {
   readonly disk?: Partial<Extract<Device, { model: 'nvme' }>>;
   readonly accelerator?: Partial<Extract<Device, { model: 'dsa' }>>;
   readonly accelerators?: number;
+  readonly vcpus?: number;
   readonly inject?: External['inject'];
   readonly linux?: External['linux'];
   readonly timing?: TopologyInput['timing'];
@@ -147,12 +148,12 @@ export function preparedLinux(): PreparedLinux {
   return found.linux;
 }
 
-function topologyOf({ iommu, kernel = {}, disk, accelerator, accelerators = 1, inject = [], linux = {}, timing = {} }: Machine): TopologyInput {
+function topologyOf({ iommu, kernel = {}, disk, accelerator, accelerators = 1, vcpus = 1, inject = [], linux = {}, timing = {} }: Machine): TopologyInput {
   const devices: External['devices'] = [
     { model: 'nvme', name: 'disk', bdf: '0000:00:03.0', image: 'disk.img', 'image-mode': 'write', ...disk },
     ...Array.from({ length: accelerators }, (_, i) => ({ model: 'dsa' as const, name: `dsa${i}`, bdf: `0000:00:0${4 + i}.0`, ...accelerator })),
   ];
-  return { version: 1, timing, guests: [{ name: 'linux', external: { iommu: { model: 'intel-vtd', ...iommu }, kernel, devices, inject, linux } }] };
+  return { version: 1, timing, guests: [{ name: 'linux', vcpus, external: { iommu: { model: 'intel-vtd', ...iommu }, kernel, devices, inject, linux } }] };
 }
 
 function diskContent(seed: number): Uint8Array {
