@@ -6,7 +6,7 @@ import { externalGuestsOf, type RunningGuest } from '../harness/serve/external-g
 import { loadTopology } from '../harness/topology/load.js';
 import { EXIT } from './exit.js';
 import { say, type Io } from './io.js';
-import { withServing, type ServeCommandOptions } from './serve.js';
+import { interruptible, withServing, type ServeCommandOptions } from './serve.js';
 
 export interface LinuxCommandOptions extends ServeCommandOptions {
   readonly qemu?: string;
@@ -25,9 +25,9 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
     return EXIT.failed;
   }
   const several = loaded.topology.guests.length > 1;
-  return withServing(io, loaded, options, async (serving) => {
+  return withServing(io, loaded, options, (serving) => interruptible(async (interrupted) => {
     const ending = new AbortController();
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => ending.abort());
+    void interrupted.then(() => ending.abort());
     const machines: RunningGuest[] = [];
     const { guests, good } = await runLinux(loaded, {
       ...serving, linux: found.linux, signal: ending.signal,
@@ -44,7 +44,7 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
     if (options.json === true) io.stdout.write(`${JSON.stringify({ linux: found.linux.kernelRelease, qemu: found.linux.version, guests: guests.map(summaryOf), good }, null, 2)}\n`);
     else for (const [i, guest] of guests.entries()) io.stdout.write(verdict(io, guest, counterText(machines[i]!.server.guest.trace)));
     return { code: good ? EXIT.ok : EXIT.failed, guests: machines };
-  });
+  }));
 }
 
 function summaryOf({ guest, report, counters, invariants, shortcomings }: LinuxGuestResult): object {

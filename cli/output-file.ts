@@ -28,7 +28,8 @@ export function* inBlocks(pieces: Iterable<string>): Generator<string> {
 export class OutputFile {
   private readonly option: string;
   private readonly name: string;
-  private readonly fd: number;
+  /** -1: closed. */
+  private fd: number;
 
   constructor(option: string, name: string) {
     this.option = option;
@@ -49,8 +50,10 @@ export class OutputFile {
     for (let at = 0; at < bytes.length; ) at += this.attempt(() => writeSync(this.fd, bytes, at));
   }
 
+  /** Twice does nothing more. */
   close(): void {
-    closeSync(this.fd);
+    if (this.fd >= 0) closeSync(this.fd);
+    this.fd = -1;
   }
 
   private attempt<T>(action: () => T): T {

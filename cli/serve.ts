@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { defaultDirectory, findLinux } from '../harness/linux/prepared.js';
 import { shellText } from '../harness/linux/qemu-command.js';
 import { counterText } from '../harness/serve/counters.js';
-import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../harness/serve/external-guests.js';
+import { ExternalGuests, externalGuestsOf, type ExternalGuestsOptions, type RunningGuest } from '../harness/serve/external-guests.js';
 import { ANY_LINUX, guestCommand } from '../harness/serve/guest-command.js';
 import { loadTopology, type LoadedTopology } from '../harness/topology/load.js';
 import { isErrno } from '../sim/errno.js';
@@ -35,27 +35,45 @@ export async function serve(io: Io, file: string, options: ServeCommandOptions):
     return EXIT.failed;
   }
   const software = 'linux' in found ? found.linux : ANY_LINUX;
-  return withServing(io, loaded, options, async (serving) => {
+  return withServing(io, loaded, options, (serving) => interruptible(async (interrupted) => {
     const machines = new ExternalGuests(loaded, serving);
-    const interrupted = new Promise<void>((resolve) => {
-      for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
-    });
     await machines.start();
     const shown = new StatusLines(io, machines.guests);
     try {
       for (const guest of machines.guests) announce(io, guest, guestCommand(guest.server, software), software === ANY_LINUX);
       shown.start();
-      const gone = Promise.all(machines.guests.map(async (guest) => {
-        await machines.until(guest, () => guest.server.attached);
-        await machines.until(guest, () => !guest.server.busy);
-      }));
-      await (options.once === true ? Promise.race([interrupted, gone]) : interrupted);
+      await (options.once === true ? Promise.race([interrupted, comeAndGone(machines)]) : interrupted);
     } finally {
       shown.stop();
       await machines.stop();
     }
     return { code: EXIT.ok, guests: machines.guests };
+  }));
+}
+
+async function comeAndGone(machines: ExternalGuests): Promise<void> {
+  await Promise.all(machines.guests.map(async (guest) => {
+    await machines.until(guest, () => guest.server.attached);
+    await machines.until(guest, () => !guest.server.busy);
+  }));
+}
+
+/** Runs `use` with a promise that the first signal to end resolves; a second one ends the process at once, and so does any when `use` is over. */
+export async function interruptible<T>(use: (interrupted: Promise<void>) => Promise<T>): Promise<T> {
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+  let heard = (): void => {};
+  const interrupted = new Promise<void>((resolve) => {
+    heard = () => {
+      for (const signal of signals) process.removeListener(signal, heard);
+      resolve();
+    };
   });
+  for (const signal of signals) process.on(signal, heard);
+  try {
+    return await use(interrupted);
+  } finally {
+    for (const signal of signals) process.removeListener(signal, heard);
+  }
 }
 
 /** What a command did with a topology's guests. */
@@ -65,29 +83,40 @@ interface Served {
 }
 
 /** Runs `use` with a folder for sockets and files for recording and trace, and takes them back; what the system refuses is said in words. */
-export async function withServing(io: Io, { topology, file }: LoadedTopology, options: ServeCommandOptions, use: (serving: ExternalGuestsOptions) => Promise<Served>): Promise<number> {
-  if (topology.guests.length > 1 && (options.record ?? options.trace) !== undefined) throw new WrongUsage(`${options.record === undefined ? '--trace' : '--record'}: ${file} has several external guests; one file holds one`);
-  const record = options.record === undefined ? undefined : new OutputFile('--record', options.record);
-  const trace = options.trace === undefined ? undefined : new OutputFile('--trace', options.trace);
-  const directory = folderFor(options.dir);
-  let bugs = 0;
+export async function withServing(io: Io, loaded: LoadedTopology, options: ServeCommandOptions, use: (serving: ExternalGuestsOptions) => Promise<Served>): Promise<number> {
+  const { file } = loaded;
+  if (externalGuestsOf(loaded).length > 1 && (options.record ?? options.trace) !== undefined) throw new WrongUsage(`${options.record === undefined ? '--trace' : '--record'}: ${file} has several external guests; one file holds one`);
+  let record: OutputFile | undefined, trace: OutputFile | undefined, directory: string | undefined;
+  let bugs = 0, unwritten = false;
   const onBug = (error: unknown): void => {
-    if (bugs++ === 0) reportBug(io, error, undefined);
+    if (error instanceof WrongUsage) {
+      // a disk that is full, say: the machine goes on without its recording
+      unwritten = true;
+      say(io, error.message);
+    } else if (bugs++ === 0) {
+      reportBug(io, error, undefined);
+    }
   };
   try {
+    if (options.record !== undefined) record = new OutputFile('--record', options.record);
+    if (options.trace !== undefined) trace = new OutputFile('--trace', options.trace);
+    directory = folderFor(options.dir);
     const { code, guests } = await use({
       directory, onBug, ...(options.seed === undefined ? {} : { seed: options.seed }), ...(trace === undefined ? {} : { traceRecords: 1 << 20 }),
-      ...(record === undefined ? {} : { recordTo: () => (chunk: Uint8Array) => record.append(chunk), fields: { vfiosim: options.version ?? '', file, topology: readFileSync(file, 'utf8') } }),
+      ...(record === undefined ? {} : { recordTo: () => (chunk: Uint8Array) => record!.append(chunk), fields: { vfiosim: options.version ?? '', file, topology: readFileSync(file, 'utf8') } }),
     });
     for (const { server } of guests) trace?.write(tracePieces(server.guest.trace, options.trace!));
-    return bugs > 0 ? EXIT.bug : code;
+    if (bugs > 0) return EXIT.bug;
+    return unwritten ? EXIT.usage : code;
   } catch (error) {
-    if (!isErrno(error)) throw error;
+    // of our own calls, or of Node's: a table that cannot be written
+    if (!isErrno(error) && !(error instanceof Error && 'syscall' in error)) throw error;
     say(io, `${file}: cannot be served: ${error.message}`);
     return EXIT.failed;
   } finally {
     record?.close();
-    if (options.dir === undefined) rmSync(directory, { recursive: true, force: true });
+    trace?.close();
+    if (directory !== undefined && options.dir === undefined) rmSync(directory, { recursive: true, force: true });
   }
 }
 

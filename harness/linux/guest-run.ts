@@ -42,6 +42,8 @@ export interface GuestBoot {
 }
 
 const TIMEOUT_MS = 180_000;
+/** The longest that a timer of Node can wait. */
+const LONGEST_MS = 0x7fff_ffff;
 /** QEMU gets this long to leave its devices in order. */
 const GRACE_MS = 2_000;
 /** A guest that prints without end fills no memory: what comes later goes to the callback only. */
@@ -72,7 +74,7 @@ export function bootGuest(options: BootOptions): GuestBoot {
   const orphan = (): void => kill(child, 'SIGKILL');
   process.once('exit', orphan);
   signal?.addEventListener('abort', stop);
-  AbortSignal.timeout(timeoutMs).addEventListener('abort', () => end('timeout'));
+  AbortSignal.timeout(Math.min(Math.ceil(timeoutMs), LONGEST_MS)).addEventListener('abort', () => end('timeout'));
   if (signal?.aborted === true) stop();
 
   const report = new Promise<GuestReport>((resolve) => {

@@ -40,18 +40,19 @@ export interface LinuxResult {
 /** All guests of the topology at once. @throws InvalidInput, Errno as `ExternalGuests` */
 export async function runLinux(loaded: LoadedTopology, options: LinuxRunOptions): Promise<LinuxResult> {
   const machines = new ExternalGuests(loaded, options);
-  await machines.start();
   try {
-    const guests = await Promise.all(machines.guests.map((guest) => runOne(guest, loaded, options)));
+    // a command that cannot be made is said before any QEMU runs
+    const commands = machines.guests.map((guest) => ({ guest, argv: guestCommand(guest.server, options.linux) }));
+    await machines.start();
+    const guests = await Promise.all(commands.map(({ guest, argv }) => runOne(guest, argv, loaded, options)));
     return { guests, good: guests.every((guest) => guest.shortcomings.length === 0) };
   } finally {
     await machines.stop();
   }
 }
 
-async function runOne(running: RunningGuest, { topology }: LoadedTopology, { linux, signal, onLine, onStart }: LinuxRunOptions): Promise<LinuxGuestResult> {
+async function runOne(running: RunningGuest, argv: readonly string[], { topology }: LoadedTopology, { signal, onLine, onStart }: LinuxRunOptions): Promise<LinuxGuestResult> {
   const { guest } = running.server;
-  const argv = guestCommand(running.server, linux);
   onStart?.(running, argv);
   const boot = bootGuest({
     argv, timeoutMs: guest.topology.linux.timeout / 1e6, ...(signal === undefined ? {} : { signal }),

@@ -49,10 +49,12 @@ export function replayGuest(file: string, defects: ReadonlySet<string> = new Set
   const topology = parseTopology(fields.topology, fields.file, directory);
   const guest = topology.guests.find(({ name, external }) => name === fields.guest && external !== undefined);
   if (guest === undefined) return refuse(file, `its topology has no external guest "${fields.guest}"`);
+  const written = guest.external!.devices.find((device) => device.model === 'nvme' && device['image-mode'] === 'write');
+  if (written !== undefined) return refuse(file, `its disk "${written.name}" writes to its image, and a replay changes no files; no recording of vfiosim serve or vfiosim linux has such a disk`);
   const media: FileMedium[] = [];
   const clock = new VirtualClock();
-  const served = new ServedGuest(guest, servedSettings({ topology, file: fields.file, directory }, { seed: fields.seed, defects, traceRecords: 1 << 16 }, (medium) => media.push(medium)), clock);
   try {
+    const served = new ServedGuest(guest, servedSettings({ topology, file: fields.file, directory }, { seed: fields.seed, defects, traceRecords: 1 << 16 }, (medium) => media.push(medium)), clock);
     const report = replayRecording(recording, { clock, scheduler: served.scheduler, devices: new Map(served.functions.map(({ name, device }) => [name, device])) });
     const [difference] = report.differences;
     const checks = checksUpTo(recording, difference?.item ?? Infinity);

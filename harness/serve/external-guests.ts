@@ -4,7 +4,7 @@
  * all that a replay needs. Promises live here, at the edge, and nowhere below.
  */
 import { createHash } from 'node:crypto';
-import { readFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { WallClock } from '../../sim/wall-clock.js';
 import { Scheduler, type Steps } from '../../sim/task.js';
@@ -51,6 +51,7 @@ export class ExternalGuests {
   /** Time and tasks of who starts and stops machines; no part of any of them. */
   private readonly outsideClock: WallClock;
   private readonly outside: Scheduler;
+  private stopped = false;
 
   /** @throws InvalidInput no external guest, an unusable image; Errno ENOSYS no descriptors can be passed on this machine */
   constructor(loaded: LoadedTopology, options: ExternalGuestsOptions) {
@@ -59,24 +60,39 @@ export class ExternalGuests {
     const guests = externalGuestsOf(loaded);
     this.outsideClock = new WallClock(options.onBug);
     this.outside = new Scheduler(this.outsideClock, (error) => this.outsideClock.fail(error));
-    this.parts = guests.map((guest) => this.build(guest, loaded, options));
+    try {
+      this.parts = guests.map((guest) => this.build(guest, loaded, options));
+    } catch (error) {
+      this.closeMedia();
+      throw error;
+    }
     this.guests = this.parts;
   }
 
-  /** Every guest's sockets listen when this resolves; on failure none does. EADDRINUSE and what else `VfioUserServer.start` refuses with. */
+  /** Every guest's sockets listen when this resolves; on failure all is stopped. EADDRINUSE and what else `VfioUserServer.start` refuses with. */
   async start(): Promise<void> {
-    await this.run('start', startAll(this.parts));
+    try {
+      await this.run('start', startAll(this.parts));
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
   }
 
-  /** Ends connections, removes sockets, finishes recordings, closes images. */
+  /** Ends connections, removes sockets, finishes recordings, closes images; twice does nothing more. */
   async stop(): Promise<void> {
-    await this.run('stop', stopAll(this.parts));
-    for (const { recorder, clock, server } of this.parts) {
-      recorder?.finish({ traceHash: server.guest.trace.hash });
-      clock.stop();
+    if (this.stopped) return;
+    this.stopped = true;
+    try {
+      await this.run('stop', stopAll(this.parts));
+    } finally {
+      for (const { recorder, clock, server } of this.parts) {
+        recorder?.finish({ traceHash: server.guest.trace.hash });
+        clock.stop();
+      }
+      this.closeMedia();
+      this.outsideClock.stop();
     }
-    for (const medium of this.media.splice(0)) medium.close();
-    this.outsideClock.stop();
   }
 
   /** Resolves when a condition about clients holds. */
@@ -97,6 +113,10 @@ export class ExternalGuests {
     return { name: guest.name, server, clock, recorder };
   }
 
+  private closeMedia(): void {
+    for (const medium of this.media.splice(0)) medium.close();
+  }
+
   private run(what: string, steps: Steps): Promise<void> {
     return new Promise((done, failed) => {
       this.outside.spawn(what, settle(steps, done, failed), { daemon: true });
@@ -114,14 +134,9 @@ function* settle(steps: Steps, done: () => void, failed: (error: unknown) => voi
 }
 
 function* startAll(parts: readonly Parts[]): Steps {
-  try {
-    for (const { clock, server } of parts) {
-      clock.start();
-      yield* server.start();
-    }
-  } catch (error) {
-    yield* stopAll(parts);
-    throw error;
+  for (const { clock, server } of parts) {
+    clock.start();
+    yield* server.start();
   }
 }
 
@@ -133,7 +148,10 @@ function* stopAll(parts: readonly Parts[]): Steps {
 export function externalGuestsOf({ topology, file }: LoadedTopology): GuestTopology[] {
   const guests = topology.guests.filter(({ external }) => external !== undefined);
   if (guests.length === 0) throw new InvalidInput([{ file, message: 'has no external guest: nobody is waited for. A guest with `external:` is somebody else\'s virtual machine; `vfiosim run` runs the others' }]);
-  const simulated = [...topology.guests.filter(({ external }) => external === undefined).map(({ name }) => `guest "${name}"`), ...topology.processes.map(({ name }) => `process "${name}"`)];
+  const simulated = [
+    ...topology.guests.filter(({ external }) => external === undefined).map(({ name }) => `guest "${name}"`), ...topology.processes.map(({ name }) => `process "${name}"`),
+    ...(topology.host.iommu === undefined ? [] : ['the IOMMU of the host']), ...topology.host.devices.map(({ name }) => `device "${name}" of the host`), ...topology.mdevs.map(({ name }) => `mediated device "${name}"`),
+  ];
   if (simulated.length > 0) throw new InvalidInput([{ file, message: `has an external guest beside ${simulated[0]!}, which lives in simulated time; one file has either` }]);
   return guests;
 }
@@ -163,7 +181,13 @@ function imageHashes(guest: GuestTopology, { directory, file }: LoadedTopology):
   return hashes;
 }
 
-/** SHA-256 of an image, in hexadecimal. */
+/** SHA-256 of an image, in hexadecimal; piece by piece, since a disk may be larger than memory. */
 export function imageHash(path: string): string {
-  return createHash('sha256').update(readFileSync(path)).digest('hex');
+  const hash = createHash('sha256'), piece = new Uint8Array(1 << 20), fd = openSync(path, 'r');
+  try {
+    for (let count = readSync(fd, piece); count > 0; count = readSync(fd, piece)) hash.update(piece.subarray(0, count));
+  } finally {
+    closeSync(fd);
+  }
+  return hash.digest('hex');
 }

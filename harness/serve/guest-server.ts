@@ -32,7 +32,8 @@ export class GuestServer {
   readonly table: string | undefined;
   private readonly directory: string;
   private readonly changed: WaitQueue;
-  private started: FunctionServer[] = [];
+  private readonly started: FunctionServer[] = [];
+  private tableWritten = false;
 
   constructor(guest: ServedGuest, options: GuestServerOptions) {
     const { directory, onBug, enter, outside, recorder } = options;
@@ -75,7 +76,7 @@ export class GuestServer {
         yield* one.server.start();
         this.started.push(one);
       }
-      if (this.table !== undefined) writeFileSync(this.table, this.guest.table()!.bytes);
+      this.writeTable();
     } catch (error) {
       yield* this.stop();
       throw error;
@@ -84,6 +85,14 @@ export class GuestServer {
 
   *stop(): Steps {
     for (const { server } of this.started.splice(0)) yield* server.stop();
-    if (this.table !== undefined) rmSync(this.table, { force: true });
+    // one that another server wrote is not ours to remove
+    if (this.tableWritten) rmSync(this.table!, { force: true });
+    this.tableWritten = false;
+  }
+
+  private writeTable(): void {
+    if (this.table === undefined) return;
+    this.tableWritten = true;
+    writeFileSync(this.table, this.guest.table()!.bytes);
   }
 }

@@ -22,7 +22,7 @@ import { servedCheckers } from '../checkers/index.js';
 import type { CheckerSet } from '../checkers/invariant.js';
 import { composeServed, machineOf, type FailingClock, type ServedHardware } from '../compose/served.js';
 import type { Settings } from '../compose/settings.js';
-import { CARRIER_SLOT } from '../topology/check-external.js';
+import { CARRIER_NAME, CARRIER_SLOT } from '../topology/check-external.js';
 import type { ExternalTopology, GuestTopology } from '../topology/schema.js';
 
 /** One function on its socket. */
@@ -104,9 +104,9 @@ export class ServedGuest {
   }
 
   private carry(unit: VtdUnit): ServedFunction {
-    const carrier = registerCarrier({ name: 'iommu', registers: unit, sizeBytes: unit.sizeBytes, onReset: () => unit.reset() });
+    const carrier = registerCarrier({ name: CARRIER_NAME, registers: unit, sizeBytes: unit.sizeBytes, onReset: () => unit.reset() });
     this.hardware.tree.insert({ bdf: { segment: 0, bus: 0, device: CARRIER_SLOT, function: 0 } }, carrier);
-    return this.serve('iommu', CARRIER_SLOT, carrier, true);
+    return this.serve(CARRIER_NAME, CARRIER_SLOT, carrier, true);
   }
 
   /** The unit's own interrupts are writes to the guest's interrupt window, which only its monitor can do. */

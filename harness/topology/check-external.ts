@@ -8,6 +8,8 @@ import { formatBdf, formatSize } from './units.js';
 
 /** Where the device sits that carries the registers of the IOMMU. */
 export const CARRIER_SLOT = 2;
+/** What it is called, beside the devices. */
+export const CARRIER_NAME = 'iommu';
 /** From here on slots are free for devices: 0 is the host bridge, 1 what a board brings along, 31 its chip set (QEMU's q35). */
 export const FIRST_SLOT = 3, LAST_SLOT = 30;
 const MIN_MEMORY = 256 * 2 ** 20;
@@ -26,6 +28,8 @@ function checkExternal(guest: GuestTopology, external: ExternalTopology, i: numb
     const value = guest[key];
     if (value !== undefined && !(Array.isArray(value) && value.length === 0)) report(['guests', i, key], `"${guest.name}" is external: what runs in it, and on what, is not this topology's; its devices are external.devices`);
   }
+  if (guest.start !== 0) report(['guests', i, 'start'], `"${guest.name}" is external: it starts when somebody starts it`);
+  if (guest.container !== 'type1v2') report(['guests', i, 'container'], `"${guest.name}" is external: its devices are in no VFIO container of this topology`);
   if (guest.memory < MIN_MEMORY || guest.memory > MAX_MEMORY || guest.memory % 2 ** 20 !== 0) {
     report(['guests', i, 'memory'], `${formatSize(guest.memory)}; an external guest has whole MiB from ${formatSize(MIN_MEMORY)} to ${formatSize(MAX_MEMORY)}`);
   }
@@ -40,6 +44,7 @@ function checkExternal(guest: GuestTopology, external: ExternalTopology, i: numb
     if (bdf.segment !== 0 || bdf.bus !== 0 || bdf.function !== 0 || bdf.device < FIRST_SLOT || bdf.device > LAST_SLOT) {
       report(at('bdf'), `"${formatBdf(bdf)}" is no free slot of the guest's root bus; allowed: "0000:00:${slotText(FIRST_SLOT)}.0" to "0000:00:${slotText(LAST_SLOT)}.0"`);
     }
+    if (iommu !== undefined && device.name === CARRIER_NAME) report(at('name'), `"${CARRIER_NAME}" is the function that carries the registers of external.iommu; a device beside it has another name`);
     if (device.port !== undefined) report(at('port'), 'an external guest has no switches of ours');
     if (device.model === 'dsa') checkDsa(device, { ports: [] }, at, report);
     if (device.model !== 'nvme') return;

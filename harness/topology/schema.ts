@@ -413,7 +413,6 @@ export type Operand = z.output<typeof operand>;
 export type MdevTopology = Topology['mdevs'][number];
 export type GuestTopology = Topology['guests'][number];
 export type ExternalTopology = NonNullable<GuestTopology['external']>;
-export type UnitError = ExternalTopology['inject'][number];
 export type GuestDeviceTopology = GuestTopology['devices'][number];
 export type MdevParentTopology = Topology['host']['mdev-parents'][number];
 export type Injection = Topology['inject'][number];

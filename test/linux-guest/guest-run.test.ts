@@ -38,6 +38,11 @@ describe.runIf(process.platform === 'linux')('bootGuest', () => {
     await expect.poll(() => ended(Number(report.facts[0]!.words[0]))).toBe(true);
   });
 
+  test('its time may have parts of a millisecond, or be longer than a timer has', async () => {
+    const ends = await Promise.all([0.25, 1e12].map((timeoutMs) => bootGuest({ argv: sh(timeoutMs < 1 ? 'sleep 600' : 'true'), timeoutMs }).report));
+    expect(ends.map(({ exit }) => exit.cause)).toEqual(['timeout', 'ended']);
+  });
+
   test('stop ends it', async () => {
     const boot = bootGuest({ argv: sh(WITH_CHILD), onLine: () => boot.stop() });
     const report = await boot.report;

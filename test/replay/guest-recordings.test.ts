@@ -73,6 +73,12 @@ describe('what is no sound recording is refused', () => {
     expect(() => replayGuest(path)).toThrow(/mandelbrat\.pgm/);
   });
 
+  it('a disk that a replay would write to', () => {
+    const line = whole.indexOf(10);
+    const head = whole.subarray(0, line).toString('utf8').replace('image: data/mandelbrot.pgm', 'image-mode: write, image: data/mandelbrot.pgm');
+    expect(() => replayGuest(altered('written.rec', Buffer.concat([Buffer.from(head), whole.subarray(line)])))).toThrow(/changes no files/);
+  });
+
   it('a recording that says nothing of its topology', () => {
     const line = whole.indexOf(10);
     const path = altered('foreign.rec', Buffer.concat([Buffer.from('vfio-user-recording/1 {"devices":["iommu","disk","dsa0"],"fields":{}}'), whole.subarray(line)]));

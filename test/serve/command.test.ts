@@ -36,6 +36,8 @@ describe.skipIf(unavailable !== undefined)('vfiosim serve', () => {
     onTestFinished(() => world.end());
     const file = join(world.directory, 'guest.yaml'), out = new Text(), err = new Text();
     writeFileSync(file, TOPOLOGY);
+    const listeners = (): number => ['SIGINT', 'SIGTERM', 'SIGHUP'].reduce((sum, signal) => sum + process.listenerCount(signal), 0);
+    const before = listeners();
     const code = serve(ioFor(out, err, {}), file, { dir: join(world.directory, 'sockets'), once: true });
     while (!out.text.includes('disk.sock')) await turn();
     const ram = world.hold(new SharedMemory(posixCalls(), world.name, MIB));
@@ -50,6 +52,19 @@ describe.skipIf(unavailable !== undefined)('vfiosim serve', () => {
     expect(await code).toBe(0);
     expect(err.text.split('passed no descriptor for its memory').length - 1).toBe(warnings);
     expect(err.text).toContain('left');
+    expect(listeners()).toBe(before);
+  });
+
+  it('goes on when its recording cannot be written any more, and says so at once', async () => {
+    const world = new SocketWorld();
+    onTestFinished(() => world.end());
+    const file = join(world.directory, 'guest.yaml'), out = new Text(), err = new Text();
+    writeFileSync(file, TOPOLOGY);
+    const code = serve(ioFor(out, err, {}), file, { dir: join(world.directory, 'sockets'), record: '/dev/full' });
+    while (!out.text.includes('Start it with')) await turn();
+    expect(err.text).toMatch(/^--record: \/dev\/full cannot be written: no space left\n$/);
+    process.emit('SIGTERM');
+    expect(await code).toBe(2);
   });
 });
 

@@ -1,5 +1,8 @@
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { ExternalGuests } from '../../harness/serve/external-guests.js';
+import { InvalidInput } from '../../harness/topology/problems.js';
 import { unavailable } from '../vfio-user/socket-world.js';
 import { CMD, dmaMap, message, NO_REPLY, pack, regionAccess, regionWrite } from '../vfio-user/wire.js';
 import { AT, DiskDriver, dsaSubmit, FIRST_LEVEL, PAGE_VECTOR, REG, startDsa, VECTOR_ADDRESS, VtdDriver } from './driver.js';
@@ -63,6 +66,34 @@ describe.skipIf(unavailable !== undefined)('machines come and go', () => {
     rmSync(w.guest.server.table!);
     await w.stop();
     expect(w.descriptors()).toEqual([]);
+  }));
+
+  it('one that cannot start leaves nothing of its own, and what the others have', () => inServedWorld(topologyOf(EVERYTHING), async (w) => {
+    const image = join(w.directory, 'image'), chunks: Uint8Array[] = [];
+    writeFileSync(image, new Uint8Array(MIB));
+    const before = w.descriptors().length;
+    // the second of its guests finds a socket of the first world's
+    const loaded = topologyOf({ devices: [{ ...DISK, size: undefined, image }] }, EVERYTHING);
+    loaded.topology.guests[0]!.name = 'other';
+    loaded.topology.guests[1]!.name = 'linux';
+    const second = new ExternalGuests(loaded, { directory: w.directory, onBug: (error) => w.bugs.push(error), recordTo: () => (chunk) => chunks.push(chunk.slice()) });
+    expect(w.descriptors().length).toBe(before + 1);
+    await expect(second.start()).rejects.toThrow(/EADDRINUSE/);
+    expect(w.descriptors().length).toBe(before);
+    expect(readdirSync(w.directory).sort()).toEqual(['image', 'linux-disk.sock', 'linux-dmar.aml', 'linux-dsa0.sock', 'linux-iommu.sock']);
+    await second.stop();
+    // both recordings are whole
+    expect(chunks.length).toBe(4);
+  }));
+
+  it('an image that will not do takes back those that were opened before it', () => inServedWorld(topologyOf(EVERYTHING), (w) => {
+    const image = join(w.directory, 'image'), before = w.descriptors().length;
+    writeFileSync(image, new Uint8Array(MIB));
+    const loaded = topologyOf({ devices: [{ ...DISK, size: undefined, image }, { ...DISK, name: 'none', bdf: '0000:00:05.0', size: undefined, image }] });
+    (loaded.topology.guests[0]!.external!.devices[1] as { image: string }).image = join(w.directory, 'none');
+    expect(() => new ExternalGuests(loaded, { directory: w.directory, onBug: () => {} })).toThrow(InvalidInput);
+    expect(w.descriptors().length).toBe(before);
+    return Promise.resolve();
   }));
 
   it.each(['iommu', 'disk', 'dsa0'])('%s loses its client in the middle of everything, and another one takes its place', (name) => inServedWorld(topologyOf(EVERYTHING), async (w) => {

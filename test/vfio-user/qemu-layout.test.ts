@@ -71,6 +71,16 @@ describe.each([10, 11] as const)('a QEMU of version %i', (version) => {
     expect(qemu.refused).toBe(0);
   });
 
+  it('answers a read while a write is tried, and nothing waits for ever', () => {
+    const qemu = new Qemu(version);
+    const found = new Uint8Array(64), done: unknown[] = [];
+    qemu.ram.fill(0xee, 0, 64);
+    qemu.world.memory.readByMessages(0, found, (error) => done.push(error));
+    for (const data of [0x21, 0x22]) qemu.world.memory.write(MSI, pack([4, data]), (error) => done.push(error));
+    qemu.run();
+    expect([done, qemu.interrupts, found.every((byte) => byte === 0xee)]).toEqual([[undefined, undefined, undefined], [0x21, 0x22], true]);
+  });
+
   it('may leave while the first answer is still to come', () => {
     const qemu = new Qemu(version);
     const done: (string | undefined)[] = [];

@@ -45,8 +45,8 @@ export class ClientRequests {
   private nextId = 0;
   private over = false;
   private layout: Layout | 'unknown' = 'text';
-  /** A write is under way whose answer tells the layout. */
-  private probing = false;
+  /** The write under way whose answer tells the layout; nothing else is sent meanwhile. */
+  private probe: Request | undefined;
 
   /** @param send takes a whole message */
   constructor(send: (bytes: Uint8Array) => void) {
@@ -80,10 +80,11 @@ export class ClientRequests {
       return;
     }
     this.inFlight.delete(header.id);
-    if (this.layout === 'unknown' && request.layout === 'short') {
-      this.probing = false;
-      // a count with the first four bytes as its upper half: who takes the text at its word finds it too large
-      this.layout = header.error && header.errno === ERRNO.E2BIG ? 'text' : 'short';
+    if (request === this.probe) {
+      this.probe = undefined;
+      // a count with the first four bytes as its upper half: who takes the text at its word finds it too large. What was
+      // read before may have told the layout meanwhile
+      if (this.layout === 'unknown') this.layout = header.error && header.errno === ERRNO.E2BIG ? 'text' : 'short';
       if (this.layout === 'text') {
         this.start(request);
         this.startWaiting();
@@ -106,7 +107,7 @@ export class ClientRequests {
 
   private request(request: Request): void {
     if (this.over) request.done(gone(request));
-    else if (this.inFlight.size < MAX_IN_FLIGHT && !this.probing) this.start(request);
+    else if (this.inFlight.size < MAX_IN_FLIGHT && this.probe === undefined) this.start(request);
     else if (this.waiting.length < MAX_WAITING) this.waiting.push(request);
     else request.done(new Errno('ENOMEM', `${MAX_IN_FLIGHT + MAX_WAITING} messages wait for the client's answers`));
   }
@@ -118,8 +119,8 @@ export class ClientRequests {
     this.inFlight.set(id, request);
     const { command, address, bytes } = request;
     const write = command === VFIO_USER_DMA_WRITE;
-    this.probing = this.layout === 'unknown' && write && bytes.length >= 4 && load32(bytes, 0) !== 0;
-    request.layout = this.layout === 'short' || this.probing ? 'short' : 'text';
+    if (this.layout === 'unknown' && write && bytes.length >= 4 && load32(bytes, 0) !== 0) this.probe = request;
+    request.layout = this.layout === 'short' || request === this.probe ? 'short' : 'text';
     const message = newMessage(id, command, TYPE_COMMAND, DMA_ACCESS_SIZE + (write ? bytes.length : 0));
     store64(message, HEADER_SIZE, address);
     store64(message, HEADER_SIZE + 8, bytes.length);
@@ -129,7 +130,7 @@ export class ClientRequests {
 
   /** After one answer: as many as may be under way. */
   private startWaiting(): void {
-    while (this.waiting.length > 0 && this.inFlight.size < MAX_IN_FLIGHT && !this.probing) this.start(this.waiting.shift()!);
+    while (this.waiting.length > 0 && this.inFlight.size < MAX_IN_FLIGHT && this.probe === undefined) this.start(this.waiting.shift()!);
   }
 
   private complete(request: Request, payload: Uint8Array): Errno | undefined {

@@ -9,8 +9,8 @@ import { load32 } from '../../../sim/little-endian.js';
 import type { MemoryWindow } from '../transport.js';
 import { callError, MAP_SHARED, PROT_READ, PROT_WRITE, type PosixCalls } from './calls.js';
 
-const PIECE_SHIFT = 30;
-export const PIECE_BYTES = 2 ** PIECE_SHIFT;
+/** As `piecesOf` of client-regions.ts counts them. */
+const PIECE_BYTES = 2 ** 30;
 /** Tries before an untorn load goes through a 64-bit atomic: the other side may write all the time. */
 const LOAD_TRIES = 8;
 

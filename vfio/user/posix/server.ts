@@ -87,12 +87,13 @@ export class VfioUserServer {
     const { calls, path } = this;
     yield* this.carryOut('open');
     try {
+      this.arena = new MessageArena(calls);
       this.listener = listenUnix(calls, path, unlinkSync, (name) => lstatSync(name).isSocket());
     } catch (error) {
+      this.arena?.close();
       yield* this.carryOut('close');
       throw error;
     }
-    this.arena = new MessageArena(calls);
     this.watch();
   }
 
