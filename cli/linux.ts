@@ -35,6 +35,7 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
         machines.push(guest);
         say(io, shellText(argv));
       },
+      onMessage: (guest, line) => say(io, `${several ? `[${guest}] ` : ''}${line}`),
       onLine: (guest, line) => {
         const fact = line.includes('GUEST ');
         if (options.json === true || (!fact && options.console !== true)) return;
@@ -48,7 +49,7 @@ export async function linux(io: Io, file: string, options: LinuxCommandOptions):
 }
 
 function summaryOf({ guest, report, counters, invariants, shortcomings }: LinuxGuestResult): object {
-  return { guest, exit: report.exit, facts: report.facts.map(({ text }) => text), counters, invariants, shortcomings };
+  return { guest, exit: report.exit, messages: report.messages, facts: report.facts.map(({ text }) => text), counters, invariants, shortcomings };
 }
 
 function verdict({ colors }: Io, { guest, shortcomings, invariants }: LinuxGuestResult, counters: string): string {

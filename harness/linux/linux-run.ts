@@ -17,6 +17,8 @@ export interface LinuxRunOptions extends ExternalGuestsOptions {
   readonly signal?: AbortSignal;
   /** Each line of a guest's console. */
   readonly onLine?: (guest: string, line: string) => void;
+  /** Each line that QEMU itself prints. */
+  readonly onMessage?: (guest: string, line: string) => void;
   /** Before QEMU starts. */
   readonly onStart?: (guest: RunningGuest, argv: readonly string[]) => void;
 }
@@ -51,12 +53,13 @@ export async function runLinux(loaded: LoadedTopology, options: LinuxRunOptions)
   }
 }
 
-async function runOne(running: RunningGuest, argv: readonly string[], { topology }: LoadedTopology, { signal, onLine, onStart }: LinuxRunOptions): Promise<LinuxGuestResult> {
+async function runOne(running: RunningGuest, argv: readonly string[], { topology }: LoadedTopology, { signal, onLine, onMessage, onStart }: LinuxRunOptions): Promise<LinuxGuestResult> {
   const { guest } = running.server;
   onStart?.(running, argv);
   const boot = bootGuest({
     argv, timeoutMs: guest.topology.linux.timeout / 1e6, ...(signal === undefined ? {} : { signal }),
     ...(onLine === undefined ? {} : { onLine: (line: string) => onLine(running.name, line) }),
+    ...(onMessage === undefined ? {} : { onMessage: (line: string) => onMessage(running.name, line) }),
   });
   const report = await boot.report;
   const counters = countersOf(guest.trace);

@@ -17,10 +17,29 @@ const MAX_MEMORY = 2 ** 40;
 /** What a simulated guest has and an external one brings along itself. */
 const SIMULATED = ['devices', 'processes', 'huge-pages', 'memlock-limit'] as const;
 
-export function checkExternalGuests({ guests }: Topology, directory: string, report: Report): void {
+export function checkExternalGuests(topology: Topology, directory: string, report: Report): void {
+  const { guests } = topology;
   guests.forEach((guest, i) => {
     if (guest.external !== undefined) checkExternal(guest, guest.external, i, directory, report);
   });
+  const first = guests.find(({ external }) => external !== undefined);
+  if (first !== undefined) checkAlone(first.name, topology, report);
+  const sockets = guests.flatMap((guest, i) => (guest.external?.devices ?? []).map((device, k) => ({ i, k, socket: `${guest.name}-${device.name}` })));
+  unique(sockets, ({ socket }) => socket, (n, taken) => {
+    const { i, k, socket } = sockets[n]!, other = sockets[taken]!;
+    if (i !== other.i) report(['guests', i, 'external', 'devices', k, 'name'], `would have the socket ${socket}.sock, which is that of guests[${other.i}].external.devices[${other.k}]`);
+  });
+}
+
+/** What is simulated lives in another time: one file has either. */
+function checkAlone(external: string, { guests, processes, host, mdevs, inject }: Topology, report: Report): void {
+  const refuse = (path: readonly PropertyKey[]): void => report(path, `is simulated, and "${external}" is an external guest, which lives in real time; one file has either`);
+  guests.forEach((guest, i) => {
+    if (guest.external === undefined) refuse(['guests', i]);
+  });
+  if (host.iommu !== undefined) refuse(['host', 'iommu']);
+  for (const [key, things] of [['processes', processes], ['mdevs', mdevs], ['inject', inject]] as const) if (things.length > 0) refuse([key]);
+  for (const key of ['devices', 'ports', 'mdev-parents'] as const) if (host[key].length > 0) refuse(['host', key]);
 }
 
 function checkExternal(guest: GuestTopology, external: ExternalTopology, i: number, directory: string, report: Report): void {

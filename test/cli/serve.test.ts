@@ -48,9 +48,22 @@ it.each([
   expect({ code, err }).toEqual({ code: 3, err: expect.stringMatching(said) as string });
 });
 
-it('a device of a host beside an external guest is refused, not forgotten', async () => {
-  writeFileSync(file, 'version: 1\nhost: { devices: [ { model: edu, name: edu1, bdf: "00:03.0" } ] }\nguests: [ { name: vm, external: { devices: [ { model: edu, name: edu0, bdf: "0000:00:03.0" } ] } } ]\n');
-  expect(await vfiosim('serve', file)).toMatchObject({ code: 3, err: expect.stringContaining('device "edu1" of the host') as string });
+it.each([
+  ['host: { devices: [ { model: edu, name: edu1, bdf: "00:03.0" } ] }', '', 'host\\.devices'],
+  ['host: { iommu: { model: intel-vtd } }', '', 'host\\.iommu'],
+  ['processes: [ { name: app, steps: [] } ]', '', 'processes'],
+  ['', ', { name: other }', 'guests\\[1\\]'],
+])('what is simulated beside an external guest is refused, not forgotten: %s%s', async (more, guest, place) => {
+  writeFileSync(file, `version: 1\n${more}\nguests: [ { name: vm, external: { devices: [ { model: edu, name: edu0, bdf: "0000:00:03.0" } ] } }${guest} ]\n`);
+  for (const command of ['check', 'serve', 'linux']) {
+    expect(await vfiosim(command, file), command).toMatchObject({ code: 3, out: '', err: expect.stringMatching(`${place}.* is simulated, and "vm" is an external guest.*either`) as string });
+  }
+});
+
+it('two guests whose sockets would have one name are refused', async () => {
+  const guest = (name: string, device: string): string => `{ name: ${name}, external: { devices: [ { model: edu, name: ${device}, bdf: "0000:00:03.0" } ] } }`;
+  writeFileSync(file, `version: 1\nguests: [ ${guest('a', 'b-c')}, ${guest('a-b', 'c')} ]\n`);
+  expect(await vfiosim('check', file)).toMatchObject({ code: 3, err: expect.stringContaining('would have the socket a-b-c.sock') as string });
 });
 
 it('a recording that cannot be written is said before a guest boots', async () => {
