@@ -51,11 +51,9 @@ export async function serve(io: Io, file: string, options: ServeCommandOptions):
   }));
 }
 
+/** However far it came: a monitor that dies between two of its connections has been there, too. */
 async function comeAndGone(machines: ExternalGuests): Promise<void> {
-  await Promise.all(machines.guests.map(async (guest) => {
-    await machines.until(guest, () => guest.server.attached);
-    await machines.until(guest, () => !guest.server.busy);
-  }));
+  await Promise.all(machines.guests.map((guest) => machines.until(guest, () => guest.server.connections > 0 && !guest.server.busy)));
 }
 
 /** Runs `use` with a promise that the first signal to end resolves; a second one ends the process at once, and so does any when `use` is over. */
@@ -197,7 +195,7 @@ class StatusLines {
 function stateOf({ server }: RunningGuest): string {
   if (server.attached) return 'attached';
   if (server.busy) return 'coming or going';
-  return server.functions.some((one) => one.server.connections > 0) ? 'left' : 'nobody yet';
+  return server.connections > 0 ? 'left' : 'nobody yet';
 }
 
 function stateText(guest: RunningGuest): string {

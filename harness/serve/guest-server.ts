@@ -63,6 +63,11 @@ export class GuestServer {
     return this.functions.some(({ server }) => server.busy);
   }
 
+  /** Connections so far; a monitor makes one for each function. */
+  get connections(): number {
+    return this.functions.reduce((sum, { server }) => sum + server.connections, 0);
+  }
+
   /** Sleeps until a condition about clients holds. */
   until(condition: () => boolean): Steps {
     return this.changed.until(condition);

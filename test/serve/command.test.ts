@@ -55,6 +55,20 @@ describe.skipIf(unavailable !== undefined)('vfiosim serve', () => {
     expect(listeners()).toBe(before);
   });
 
+  it('ends, too, when a monitor has died between two of its connections', async () => {
+    const world = new SocketWorld();
+    onTestFinished(() => world.end());
+    const file = join(world.directory, 'guest.yaml'), out = new Text(), err = new Text();
+    writeFileSync(file, TOPOLOGY);
+    const code = serve(ioFor(out, err, {}), file, { dir: join(world.directory, 'sockets'), once: true });
+    while (!out.text.includes('disk.sock')) await turn();
+    const client = world.hold(new RawClient(world.calls, join(world.directory, 'sockets', 'linux-iommu.sock')));
+    await client.negotiate(QEMU_CAPABILITIES);
+    client.close();
+    expect(await code).toBe(0);
+    expect(err.text).toContain('left');
+  });
+
   it('goes on when its recording cannot be written any more, and says so at once', async () => {
     const world = new SocketWorld();
     onTestFinished(() => world.end());
