@@ -81,6 +81,18 @@ describe.each([10, 11] as const)('a QEMU of version %i', (version) => {
     expect([done, qemu.interrupts, found.every((byte) => byte === 0xee)]).toEqual([[undefined, undefined, undefined], [0x21, 0x22], true]);
   });
 
+  it.each([1, 3, 16, 4096])('has a first write of %i bytes that begins with zeros as it was meant', (length) => {
+    for (const zeros of [0, 1, length - 1, length]) {
+      const qemu = new Qemu(version), bytes = new Uint8Array(length);
+      qemu.ram.fill(0xee);
+      bytes.fill(7, zeros);
+      let done: unknown = 'not yet';
+      qemu.world.memory.write(64, bytes, (error) => (done = error));
+      qemu.run();
+      expect([done, qemu.ram.slice(63, 65 + length)]).toEqual([undefined, Uint8Array.of(0xee, ...bytes, 0xee)]);
+    }
+  });
+
   it('may leave while the first answer is still to come', () => {
     const qemu = new Qemu(version);
     const done: (string | undefined)[] = [];

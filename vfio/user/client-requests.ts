@@ -67,9 +67,12 @@ export class ClientRequests {
     this.request({ layout: 'text', command: VFIO_USER_DMA_READ, address, bytes, done });
   }
 
-  /** One message; `bytes` must not change before `done`. */
+  /** One message, or two while the layout is not known; `bytes` must not change before `done`. */
   write(address: number, bytes: Uint8Array, done: RequestDone): void {
-    this.request({ layout: 'text', command: VFIO_USER_DMA_WRITE, address, bytes, done });
+    // zeros at the start tell nothing, and are the same in either layout: what follows them goes alone
+    const zeros = this.layout === 'unknown' ? bytes.findIndex((byte) => byte !== 0) : -1;
+    if (zeros > 0) this.write(address, bytes.subarray(0, zeros), (error) => (error === undefined ? this.write(address + zeros, bytes.subarray(zeros), done) : done(error)));
+    else this.request({ layout: 'text', command: VFIO_USER_DMA_WRITE, address, bytes, done });
   }
 
   /** A reply has arrived. */
@@ -82,7 +85,7 @@ export class ClientRequests {
     this.inFlight.delete(header.id);
     if (request === this.probe) {
       this.probe = undefined;
-      // a count with the first four bytes as its upper half: who takes the text at its word finds it too large. What was
+      // a count with the first bytes as its upper half: who takes the text at its word finds it too large. What was
       // read before may have told the layout meanwhile
       if (this.layout === 'unknown') this.layout = header.error && header.errno === ERRNO.E2BIG ? 'text' : 'short';
       if (this.layout === 'text') {
@@ -119,7 +122,7 @@ export class ClientRequests {
     this.inFlight.set(id, request);
     const { command, address, bytes } = request;
     const write = command === VFIO_USER_DMA_WRITE;
-    if (this.layout === 'unknown' && write && bytes.length >= 4 && load32(bytes, 0) !== 0) this.probe = request;
+    if (this.layout === 'unknown' && write && (bytes[0] ?? 0) !== 0) this.probe = request;
     request.layout = this.layout === 'short' || request === this.probe ? 'short' : 'text';
     const message = newMessage(id, command, TYPE_COMMAND, DMA_ACCESS_SIZE + (write ? bytes.length : 0));
     store64(message, HEADER_SIZE, address);
