@@ -1,11 +1,10 @@
 /** Operations of a program on a serial port: copies through the port's loopback, by DMA of the driver's. */
 import type { MttyFile } from '../../devices/mtty/driver/mtty-file.js';
-import { NO_PASID } from '../../host/pci/dma-port.js';
 import type { Clock } from '../../sim/clock.js';
 import { Errno, isErrno } from '../../sim/errno.js';
 import type { Scheduler, Steps } from '../../sim/task.js';
-import type { DescriptorEnd } from './flows.js';
-import type { Operation, OperationResult, Submission, UserHandle } from './operations.js';
+import { CountingHandle } from './counting-handle.js';
+import type { Operation, OperationResult, Submission } from './operations.js';
 
 export interface MttyHandleParts {
   readonly clock: Clock;
@@ -15,36 +14,12 @@ export interface MttyHandleParts {
   readonly file: MttyFile;
 }
 
-export class MttyHandle implements UserHandle {
-  readonly device: string;
-  readonly pasid = NO_PASID;
-  readonly countsItself = true;
-  onEnded: ((end: DescriptorEnd) => void) | undefined;
-  activity = 0;
+export class MttyHandle extends CountingHandle {
   private readonly parts: MttyHandleParts;
-  private readonly watchers: (() => void)[] = [];
-  private inFlight = 0;
 
   constructor(parts: MttyHandleParts) {
+    super(parts.device, parts.file);
     this.parts = parts;
-    this.device = parts.device;
-  }
-
-  get gone(): boolean {
-    return this.parts.file.gone;
-  }
-
-  watch(wake: () => void): void {
-    this.watchers.push(wake);
-  }
-
-  notice(): void {
-    this.activity++;
-    for (const wake of this.watchers) wake();
-  }
-
-  awaits(): boolean {
-    return this.inFlight > 0;
   }
 
   /** EOPNOTSUPP for anything but copies. The port does one after the other. */

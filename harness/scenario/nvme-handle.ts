@@ -1,11 +1,10 @@
 /** A program's file on an NVMe namespace: reads and writes that return when they are done. */
 import type { NvmeFile } from '../../devices/nvme/driver/nvme-file.js';
-import { NO_PASID } from '../../host/pci/dma-port.js';
 import type { Clock } from '../../sim/clock.js';
 import { Errno } from '../../sim/errno.js';
 import type { Steps } from '../../sim/task.js';
-import type { DescriptorEnd } from './flows.js';
-import type { DataFile, Submission, UserHandle } from './operations.js';
+import { CountingHandle } from './counting-handle.js';
+import type { DataFile, Submission } from './operations.js';
 
 export interface NvmeHandleParts {
   readonly clock: Clock;
@@ -16,37 +15,13 @@ export interface NvmeHandleParts {
 
 const NO_RESPONSES = { success: 0, invalid: 0, failure: 0 };
 
-export class NvmeHandle implements UserHandle, DataFile {
-  readonly device: string;
-  readonly pasid = NO_PASID;
-  readonly countsItself = true;
+export class NvmeHandle extends CountingHandle implements DataFile {
   readonly data: DataFile = this;
-  onEnded: ((end: DescriptorEnd) => void) | undefined;
-  activity = 0;
   private readonly parts: NvmeHandleParts;
-  private readonly watchers: (() => void)[] = [];
-  private inFlight = 0;
 
   constructor(parts: NvmeHandleParts) {
+    super(parts.device, parts.file);
     this.parts = parts;
-    this.device = parts.device;
-  }
-
-  get gone(): boolean {
-    return this.parts.file.gone;
-  }
-
-  watch(wake: () => void): void {
-    this.watchers.push(wake);
-  }
-
-  notice(): void {
-    this.activity++;
-    for (const wake of this.watchers) wake();
-  }
-
-  awaits(): boolean {
-    return this.inFlight > 0;
   }
 
   /** EOPNOTSUPP: there are no queues for processes. */
