@@ -1,7 +1,7 @@
 import { findLinux } from '../harness/linux/prepared.js';
 import { runLinux, type LinuxGuestResult } from '../harness/linux/linux-run.js';
 import { shellText } from '../harness/linux/qemu-command.js';
-import { counterText } from '../harness/serve/counters.js';
+import { counterText } from '../harness/serve/counter-text.js';
 import { externalGuestsOf, type RunningGuest } from '../harness/serve/external-guests.js';
 import { loadTopology } from '../harness/topology/load.js';
 import { EXIT } from './exit.js';

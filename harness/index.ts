@@ -50,6 +50,6 @@ export { VectorRecorder } from './replay/record.js';
 export type { Disagreement, KnownDisagreement, ReplayReport, StaleAnswer, Unsupported } from './replay/report.js';
 /** External guests: somebody else's virtual machine on IOMMU and devices of ours. */
 export { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from './serve/external-guests.js';
-export { guestCommand } from './serve/guest-command.js';
+export { guestCommand } from './linux/guest-command.js';
 export { runLinux, type LinuxGuestResult, type LinuxResult, type LinuxRunOptions } from './linux/linux-run.js';
 export { findLinux, type LinuxSearch, type PreparedLinux } from './linux/prepared.js';

@@ -3,12 +3,12 @@
  * complaints, and what the topology expects of counters (of our hardware) and log (its console).
  */
 import { unmetExpectations } from '../expectations.js';
-import { countersOf } from '../serve/counters.js';
+import { countersOf } from '../counters.js';
 import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../serve/external-guests.js';
-import { guestCommand } from '../serve/guest-command.js';
 import type { InvariantSummary } from '../summary.js';
 import type { LoadedTopology } from '../topology/load.js';
 import { shortcomings } from './expectations.js';
+import { guestCommand } from './guest-command.js';
 import { bootGuest, type GuestReport } from './guest-run.js';
 import type { PreparedLinux } from './prepared.js';
 

@@ -1,10 +1,6 @@
-/** What an external guest's machine has done so far, in numbers. */
+/** What an external guest's machine has done so far, in words. */
 import type { Trace } from '../../sim/trace.js';
-
-/** Counts of the trace's kinds that occurred. */
-export function countersOf(trace: Trace): Record<string, number> {
-  return Object.fromEntries(trace.kinds.flatMap((kind) => (trace.countOf(kind) === 0 ? [] : [[kind.name, trace.countOf(kind)]])));
-}
+import { countersOf } from '../counters.js';
 
 const SHOWN: readonly (readonly [kind: string, one: string, many: string])[] = [
   ['vtd:descriptor', 'invalidation descriptor', 'invalidation descriptors'], ['vtd:page_request', 'page request', 'page requests'], ['vtd:fault', 'fault', 'faults'],

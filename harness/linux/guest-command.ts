@@ -1,7 +1,7 @@
 /** The command that starts an external guest on its sockets. */
-import { kernelCommandLine, qemuArguments } from '../linux/qemu-command.js';
+import { kernelCommandLine, qemuArguments } from './qemu-command.js';
 import type { ExternalTopology } from '../topology/schema.js';
-import type { GuestServer } from './guest-server.js';
+import type { GuestServer } from '../serve/guest-server.js';
 
 /** Program, kernel and initramfs: of a prepared guest, or words that stand for them. */
 export interface GuestSoftware {
