@@ -2,8 +2,8 @@
  * Boots the prepared guest on a topology's devices, from serving to the verdict: the guest's own steps, its kernel's
  * complaints, and what the topology expects of counters (of our hardware) and log (its console).
  */
-import { unmetExpectations } from '../expectations.js';
 import { countersOf } from '../counters.js';
+import { unmetExpectations } from '../expectations.js';
 import { ExternalGuests, type ExternalGuestsOptions, type RunningGuest } from '../serve/external-guests.js';
 import type { InvariantSummary } from '../summary.js';
 import type { LoadedTopology } from '../topology/load.js';

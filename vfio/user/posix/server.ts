@@ -186,7 +186,7 @@ export class VfioUserServer {
 
   private serve(fd: number): void {
     const { options, memory } = this;
-    const { device, scheduler, recorder, trace, onBug, defects } = options;
+    const { device, scheduler, recorder, trace, defects } = options;
     const limits = { ...DEFAULT_LIMITS, ...options.limits };
     const connection = this.connection(fd);
     this.connections++;
@@ -194,7 +194,7 @@ export class VfioUserServer {
     const openTwin = (replies: ByteSink): TwinChannel => this.openTwin(replies);
     const session = new Session({
       device, memory, scheduler, limits, transport: recorded?.transport ?? connection, openTwin: recorded?.twin(openTwin) ?? openTwin, onEnd: () => this.ended(),
-      ...(trace === undefined ? {} : { trace }), ...(onBug === undefined ? {} : { onBug }),
+      ...(trace === undefined ? {} : { trace }), onBug: this.onBug,
       ...(defects === undefined ? {} : { defects }),
     });
     this.session = session;
