@@ -10,10 +10,10 @@ import type { EventFd } from '../../host/eventfd.js';
 import { IRQ_INFO_EVENTFD, IRQ_INFO_MASKABLE, REGION_INFO_READ, REGION_INFO_WRITE, type VfioDeviceInfo, type VfioDeviceOps, type VfioIrqInfo, type VfioIrqSet, type VfioRegionInfo } from '../../vfio/device.js';
 import { spawnDeviceTask } from '../../vfio/user/device-task.js';
 import { ClientMemory, DEFAULT_LIMITS, Session, type ReceivedDescriptor, type ServedDevice } from '../../vfio/user/index.js';
-import { MachineRecorder, Recording, replayRecording, type ConnectionRecorder, type RecordedClock, type RecordingFields, type ReplayReport } from '../../vfio/user/recording/index.js';
+import { MachineRecorder, Recording, replayRecording, type Item, type ConnectionRecorder, type RecordedClock, type RecordingFields, type ReplayReport } from '../../vfio/user/recording/index.js';
 import type { ByteSink, Transport } from '../../vfio/user/transport.js';
 import { Descriptors, FakeDescriptor } from './memory-world.js';
-import { CMD, concat, message, pack, CLIENT_CAPABILITIES, regionWrite, versionPayload } from './wire.js';
+import { CLIENT_CAPABILITIES, CMD, concat, dmaMap, EVENTFD_TRIGGER, EVENTFD_UNMASK, infoRequest, message, pack, regionWrite, setIrqs, versionPayload } from './wire.js';
 
 export const RAM_BYTES = 2 ** 16;
 /** What a descriptor of 32 bytes asks for: {op, delay} {from, to} {length, value} {next or 0}. */
@@ -327,4 +327,44 @@ export function replay(file: Uint8Array, names: readonly string[] = ['walker'], 
   const { clock, scheduler, devices, ran } = machine(new VirtualClock(), names);
   const report = replayRecording(recording, { clock: clock as VirtualClock, scheduler, devices, defects: new Set(defects) });
   return { ...report, ran: ran(), recording };
+}
+
+/** A client that has given its memory. */
+export function started(options: RecordedWorldOptions = {}): { world: RecordedWorld; client: Client } {
+  const world = new RecordedWorld(options);
+  world.perform('open');
+  world.run();
+  const client = world.client().negotiate();
+  client.command(CMD.DMA_MAP, dmaMap(0, RAM_BYTES), [world.fd()]);
+  return { world, client };
+}
+
+/** Every kind of access, chained. */
+export function chain(world: RecordedWorld): void {
+  const ops = [OP.copy, OP.words, OP.exchange, OP.fill, OP.interrupt, OP.small, OP.away, OP.exchange];
+  ops.forEach((op, i) => world.put(0x1000 + 32 * i, job(op, { from: 0x2000 + 64 * i, to: 0x4000 + 64 * i, value: 5 + i, delay: 1000 * i, next: i === ops.length - 1 ? 0 : 0x1020 + 32 * i })));
+  for (let i = 0; i < 0x1000; i++) world.put(0x2000 + i, Uint8Array.of(i * 7));
+}
+
+/** Of a recording, in order. */
+export function itemsOf(file: Uint8Array): Item[] {
+  const reader = new Recording(file).read(), items: Item[] = [];
+  for (let item = reader.next(); item !== undefined; item = reader.next()) items.push(item);
+  return items;
+}
+
+/** A recording in which one access was of something else. */
+export function changed(defect?: string): { file: Uint8Array; world: RecordedWorld } {
+  const { world, client } = started(defect === undefined ? {} : { defects: [defect] });
+  const events = [world.fd('eventfd'), world.fd('eventfd')];
+  client.command(CMD.SET_IRQS, setIrqs(0, 0, 1, EVENTFD_TRIGGER), [events[0]!]);
+  client.command(CMD.SET_IRQS, setIrqs(0, 0, 1, EVENTFD_UNMASK), [events[1]!]);
+  world.run();
+  chain(world);
+  client.doorbell(0x1000);
+  world.run();
+  world.enter(() => events[1]!.listener!());
+  world.run();
+  client.command(CMD.GET_INFO, infoRequest(16));
+  return { file: world.finish(), world };
 }

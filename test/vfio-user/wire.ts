@@ -6,7 +6,7 @@ export const CMD = {
 } as const;
 export const REPLY = 1, NO_REPLY = 0x10, ERROR = 0x20;
 export const GET = 1 << 16, SET = 1 << 17, PROBE = 1 << 18;
-export const EVENTFD_TRIGGER = 0x24, NONE_TRIGGER = 0x21;
+export const EVENTFD_TRIGGER = 0x24, EVENTFD_UNMASK = 0x14, NONE_TRIGGER = 0x21;
 
 type Field = readonly [bytes: 1 | 2 | 4 | 8, value: number | bigint];
 
