@@ -8,7 +8,6 @@ import { CQE_SIZE, SQE_SIZE } from './registers.js';
 // words of a submission queue entry
 export const DW_OPCODE = 0;
 export const DW_NSID = 1;
-export const DW_MPTR = 4;
 export const DW_PRP1 = 6;
 export const DW_PRP2 = 8;
 export const DW10 = 10;
@@ -31,9 +30,8 @@ export const IO = { FLUSH: 0x00, WRITE: 0x01, READ: 0x02, COMPARE: 0x05, WRITE_Z
 /** Word 11 of Create I/O Completion Queue and Create I/O Submission Queue. */
 export const QUEUE_PC = 1;
 export const CQ_IEN = 2;
-/** Word 12 of reads and writes: force unit access. Of Write Zeroes: deallocate. */
+/** Word 12 of reads and writes: force unit access. */
 export const RW_FUA = 0x4000_0000;
-export const WZ_DEAC = 0x0200_0000;
 /** Word 11 of Dataset Management. */
 export const DSM_DEALLOCATE = 4;
 export const DSM_RANGE_SIZE = 16;

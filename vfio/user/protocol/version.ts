@@ -9,7 +9,6 @@ export const VERSION_MAJOR = 0;
 export const VERSION_MINOR = 2;
 export const VERSION_FIXED_SIZE = 4;
 export const DEFAULT_MAX_DATA_TRANSFER = 1024 * 1024;
-export const DEFAULT_MAX_MSG_FDS = 1;
 
 export interface Capabilities {
   readonly max_msg_fds?: number;
